@@ -1,0 +1,241 @@
+//! Every error that a caller can get: one variant per Matrix error response.
+
+use std::borrow::Cow;
+
+use serde_json::json;
+
+/// A refusal or a failure, as the caller sees it.
+///
+/// The texts are Synapse's where Synapse has one (`synapse/api/auth/base.py`,
+/// `synapse/http/servlet.py`, `synapse/rest/admin/statistics.py`), because admin UIs show them.
+/// A fault of this function, of the replica or of the network is never 401 or 403: admin UIs
+/// answer those by deleting the admin's token.
+///
+/// Failures of the database carry a `cause` for the log; it never reaches the caller.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Error {
+    /// The path is not the endpoint's.
+    NoSuchEndpoint,
+    /// The path is the endpoint's, the method is not.
+    MethodNotAllowed,
+
+    /// Neither an `Authorization` header nor an `access_token` parameter.
+    MissingToken,
+    /// Both an `Authorization` header and an `access_token` parameter.
+    MixedCredentials,
+    /// More than one `Authorization` header.
+    TooManyAuthorizationHeaders,
+    /// The `Authorization` header is not `Bearer`, one space, token.
+    InvalidAuthorizationHeader,
+
+    /// No user belongs to the token.
+    UnknownToken,
+    /// The token's `valid_until_ms` lies in the past.
+    ExpiredToken,
+    /// The token's user has a name that does not start with `@`.
+    UserIdWithoutSigil,
+    /// The token's user has a name without a `:`.
+    UserIdWithoutServerName,
+    /// The token's user is locked (spec: client-server API, "Account locking").
+    UserLocked,
+    /// The token's user is a guest.
+    GuestAccessForbidden,
+    /// The token's user is not an admin of the homeserver.
+    NotAnAdmin,
+
+    /// The named parameter is not one of its allowed values.
+    NotOneOf {
+        /// The parameter.
+        parameter: &'static str,
+        /// The allowed values, written as Synapse writes them.
+        allowed: &'static str,
+    },
+    /// The named parameter is not an integer.
+    NotAnInteger(&'static str),
+    /// The named parameter is an integer below zero.
+    NegativeInteger(&'static str),
+    /// `until_ts` is not greater than `from_ts`.
+    UntilNotAfterFrom,
+    /// `search_term` is not UTF-8.
+    SearchTermNotUtf8,
+    /// `search_term` contains U+0000, which no text in PostgreSQL can contain.
+    SearchTermWithNul,
+    /// `search_term` is there but empty.
+    EmptySearchTerm,
+    /// The request line is longer than a URI may be.
+    UriTooLong,
+
+    /// The function's own configuration is wrong.
+    Misconfigured,
+    /// No connection to the database could be had, or it broke.
+    DatabaseUnavailable {
+        /// For the log.
+        cause: String,
+    },
+    /// The database cancelled the statement because it took longer than it may.
+    StatementTimeout {
+        /// For the log.
+        cause: String,
+    },
+    /// The database refused the statement or answered something unexpected.
+    DatabaseFailed {
+        /// For the log.
+        cause: String,
+    },
+    /// A single user's row is larger than any answer may be.
+    UserTooLarge {
+        /// The row's position in the order, counted from 0.
+        position: i64,
+    },
+}
+
+impl Error {
+    /// The HTTP status code.
+    #[must_use]
+    pub fn status(&self) -> u16 {
+        match self {
+            Self::NotOneOf { .. }
+            | Self::NotAnInteger(_)
+            | Self::NegativeInteger(_)
+            | Self::UntilNotAfterFrom
+            | Self::SearchTermNotUtf8
+            | Self::SearchTermWithNul
+            | Self::EmptySearchTerm
+            | Self::UserIdWithoutSigil
+            | Self::UserIdWithoutServerName => 400,
+            Self::MissingToken
+            | Self::MixedCredentials
+            | Self::TooManyAuthorizationHeaders
+            | Self::InvalidAuthorizationHeader
+            | Self::UnknownToken
+            | Self::ExpiredToken
+            | Self::UserLocked => 401,
+            Self::GuestAccessForbidden | Self::NotAnAdmin => 403,
+            Self::NoSuchEndpoint => 404,
+            Self::MethodNotAllowed => 405,
+            Self::UriTooLong => 414,
+            Self::Misconfigured | Self::DatabaseFailed { .. } | Self::UserTooLarge { .. } => 500,
+            Self::DatabaseUnavailable { .. } => 503,
+            Self::StatementTimeout { .. } => 504,
+        }
+    }
+
+    /// The Matrix `errcode`.
+    #[must_use]
+    pub fn errcode(&self) -> &'static str {
+        match self {
+            Self::NoSuchEndpoint | Self::MethodNotAllowed => "M_UNRECOGNIZED",
+            Self::MissingToken
+            | Self::MixedCredentials
+            | Self::TooManyAuthorizationHeaders
+            | Self::InvalidAuthorizationHeader => "M_MISSING_TOKEN",
+            Self::UnknownToken | Self::ExpiredToken => "M_UNKNOWN_TOKEN",
+            Self::UserLocked => "M_USER_LOCKED",
+            Self::GuestAccessForbidden => "M_GUEST_ACCESS_FORBIDDEN",
+            Self::NotAnAdmin => "M_FORBIDDEN",
+            Self::NotOneOf { .. }
+            | Self::NotAnInteger(_)
+            | Self::NegativeInteger(_)
+            | Self::UntilNotAfterFrom
+            | Self::SearchTermNotUtf8
+            | Self::SearchTermWithNul
+            | Self::EmptySearchTerm
+            | Self::UserIdWithoutSigil
+            | Self::UserIdWithoutServerName => "M_INVALID_PARAM",
+            Self::UriTooLong
+            | Self::Misconfigured
+            | Self::DatabaseUnavailable { .. }
+            | Self::StatementTimeout { .. }
+            | Self::DatabaseFailed { .. }
+            | Self::UserTooLarge { .. } => "M_UNKNOWN",
+        }
+    }
+
+    /// The text for the caller.
+    #[must_use]
+    pub fn message(&self) -> Cow<'static, str> {
+        let message = match self {
+            Self::NoSuchEndpoint | Self::MethodNotAllowed => "Unrecognized request",
+            Self::MissingToken => "Missing access token",
+            Self::MixedCredentials => {
+                "Mixing Authorization headers and access_token query parameters."
+            }
+            Self::TooManyAuthorizationHeaders => "Too many Authorization headers.",
+            Self::InvalidAuthorizationHeader => "Invalid Authorization header.",
+            Self::UnknownToken => "Invalid access token passed.",
+            Self::ExpiredToken => "Access token has expired",
+            Self::UserIdWithoutSigil => "Expected UserID string to start with '@'",
+            Self::UserIdWithoutServerName => "Expected UserID of the form '@localname:domain'",
+            Self::UserLocked => "User account has been locked",
+            Self::GuestAccessForbidden => "Guest access not allowed",
+            Self::NotAnAdmin => "You are not a server admin",
+            Self::NotOneOf { parameter, allowed } => {
+                return format!("Query parameter '{parameter}' must be one of {allowed}").into();
+            }
+            Self::NotAnInteger(parameter) => {
+                return format!("Query parameter {parameter} must be an integer").into();
+            }
+            Self::NegativeInteger(parameter) => {
+                return format!("Query parameter {parameter} must be a positive integer.").into();
+            }
+            Self::UntilNotAfterFrom => "Query parameter until_ts must be greater than from_ts.",
+            Self::SearchTermNotUtf8 => "Query parameter 'search_term' must be valid UTF-8",
+            Self::SearchTermWithNul => "Query parameter 'search_term' must not contain NUL",
+            Self::EmptySearchTerm => "Query parameter search_term cannot be an empty string.",
+            Self::UriTooLong => "The query string is too long",
+            Self::Misconfigured => {
+                "The media statistics function is misconfigured; its log names the setting"
+            }
+            Self::DatabaseUnavailable { .. } => {
+                "The media statistics function cannot reach its database; try again in a moment"
+            }
+            Self::StatementTimeout { .. } => {
+                "The media statistics took too long; narrow them with from_ts, until_ts or search_term"
+            }
+            Self::DatabaseFailed { .. } => {
+                "The media statistics function got an error from its database; its log names the cause"
+            }
+            Self::UserTooLarge { position } => {
+                return format!("The user at from={position} does not fit into an answer").into();
+            }
+        };
+        message.into()
+    }
+
+    /// The spec's `soft_logout`: whether a client may log in again and keep its device; `None`
+    /// where the field does not belong into the body.
+    #[must_use]
+    pub fn soft_logout(&self) -> Option<bool> {
+        match self {
+            Self::UnknownToken => Some(false),
+            Self::ExpiredToken | Self::UserLocked => Some(true),
+            _ => None,
+        }
+    }
+
+    /// What the log says beyond the errcode: the cause of a failure, never a value from the
+    /// request or the database. `None` for what is the caller's own doing.
+    #[must_use]
+    pub fn cause(&self) -> Option<Cow<'_, str>> {
+        match self {
+            Self::DatabaseUnavailable { cause }
+            | Self::StatementTimeout { cause }
+            | Self::DatabaseFailed { cause } => Some(cause.into()),
+            Self::Misconfigured => Some("see the error logged at start".into()),
+            Self::UserTooLarge { position } => {
+                Some(format!("the row at offset {position} exceeds the answer's budget").into())
+            }
+            _ => None,
+        }
+    }
+
+    /// The response body (spec: client-server API, "Standard error response").
+    #[must_use]
+    pub fn body(&self) -> String {
+        let mut body = json!({ "errcode": self.errcode(), "error": self.message() });
+        if let Some(soft_logout) = self.soft_logout() {
+            body["soft_logout"] = soft_logout.into();
+        }
+        body.to_string()
+    }
+}

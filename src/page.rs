@@ -1,0 +1,196 @@
+//! One page of users: the `next_token` rule, the JSON body and its size budget.
+
+use serde::Serialize;
+
+use crate::error::Error;
+
+/// A user and the media they own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct UserMedia {
+    /// Matrix user id, as the database has it; null for media without an owner.
+    pub user_id: Option<String>,
+    /// The profile's name; null where there is no profile or it has none.
+    pub displayname: Option<String>,
+    /// Number of files.
+    pub media_count: i64,
+    /// Sum of the files' lengths in bytes; a file of unknown length counts as 0 (D6).
+    pub media_length: i64,
+}
+
+/// How large a response body may be, in bytes as they travel inside the invocation's response.
+///
+/// There the body is a JSON string, so that each `"` and `\` of it takes two bytes. Counting
+/// those makes the budget hold for the body and for the response alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Budget(usize);
+
+impl Budget {
+    /// For API Gateway and Function URLs: the response of a synchronous invocation is limited to
+    /// 6 MB (AWS Lambda Developer Guide, "Lambda quotas").
+    pub const INVOCATION: Self = Self(5_500_000);
+    /// For a load balancer, which accepts a response of 1 MB (Elastic Load Balancing, "Lambda
+    /// functions as targets"). The rest is for headers.
+    pub const LOAD_BALANCER: Self = Self(980_000);
+
+    /// What follows the users: two keys, two integers, brackets.
+    const TAIL: usize = 80;
+    /// No user takes less than this: `{"user_id":"","displayname":null,"media_count":0,"media_length":0}`
+    /// with its quotes doubled and a comma.
+    const SMALLEST_USER: usize = 75;
+
+    /// No page holds more users than this, whatever its limit.
+    #[must_use]
+    pub fn most_users(self) -> i64 {
+        i64::try_from(self.0 / Self::SMALLEST_USER).unwrap_or(i64::MAX)
+    }
+}
+
+/// A page that is being filled, user by user in the order of the page.
+#[derive(Debug)]
+pub struct Page {
+    from: i64,
+    budget: Budget,
+    /// The body so far: it ends with the latest user.
+    body: String,
+    /// The size of `body` as [`Budget`] counts it.
+    size: usize,
+    /// How many users it holds.
+    returned: i64,
+    full: bool,
+}
+
+impl Page {
+    /// An empty page that starts behind `from` users of the order.
+    #[must_use]
+    pub fn new(from: i64, budget: Budget) -> Self {
+        let body = String::from("{\"users\":[");
+        Self { from, budget, size: size(&body), body, returned: 0, full: false }
+    }
+
+    /// Appends a user, unless the page's budget is used up: then this user and all later ones
+    /// are left to the next page.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UserTooLarge`] if this is the page's first user and does not fit: leaving it out
+    /// would make a walk by `next_token` stop there without a word.
+    pub fn push(&mut self, user: &UserMedia) -> Result<(), Error> {
+        if self.full {
+            return Ok(());
+        }
+        let json = serde_json::to_string(user).map_err(|error| Error::DatabaseFailed {
+            cause: format!("a row cannot be written as JSON: {error}"),
+        })?;
+        let comma = usize::from(self.returned > 0);
+        let size = self.size + comma + size(&json);
+        if size > self.budget.0 - Budget::TAIL {
+            self.full = true;
+            if self.returned == 0 {
+                return Err(Error::UserTooLarge { position: self.from });
+            }
+            return Ok(());
+        }
+        self.body.extend([",", &json].into_iter().skip(1 - comma));
+        self.size = size;
+        self.returned += 1;
+        Ok(())
+    }
+
+    /// The response body, given the number of all users that the query finds.
+    ///
+    /// `next_token` is there exactly when at least one user was returned and more follow (D5).
+    #[must_use]
+    pub fn into_body(self, total: i64) -> String {
+        let mut body = self.body;
+        body.push_str("],\"total\":");
+        body.push_str(&total.to_string());
+        let next_token = self.from.saturating_add(self.returned);
+        if self.returned > 0 && next_token < total {
+            body.push_str(",\"next_token\":");
+            body.push_str(&next_token.to_string());
+        }
+        body.push('}');
+        body
+    }
+}
+
+/// What a piece of the body takes inside the invocation's response.
+fn size(json: &str) -> usize {
+    json.len() + json.bytes().filter(|byte| matches!(byte, b'"' | b'\\')).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn user(user_id: &str) -> UserMedia {
+        UserMedia {
+            user_id: Some(user_id.to_owned()),
+            displayname: None,
+            media_count: 1,
+            media_length: 2,
+        }
+    }
+
+    fn page(from: i64, users: &[&str], total: i64) -> Value {
+        let mut page = Page::new(from, Budget::INVOCATION);
+        for user_id in users {
+            page.push(&user(user_id)).unwrap();
+        }
+        serde_json::from_str(&page.into_body(total)).unwrap()
+    }
+
+    #[test]
+    fn next_token_is_there_exactly_when_more_users_follow() {
+        assert_eq!(page(0, &["@a:b", "@b:b"], 3)["next_token"], json!(2));
+        assert_eq!(page(0, &["@a:b", "@b:b"], 2).get("next_token"), None);
+        assert_eq!(page(5, &[], 9).get("next_token"), None);
+        assert_eq!(page(i64::MAX, &["@a:b"], i64::MAX).get("next_token"), None);
+    }
+
+    #[test]
+    fn empty_page_keeps_total() {
+        assert_eq!(page(9, &[], 3), json!({ "users": [], "total": 3 }));
+    }
+
+    #[test]
+    fn the_body_is_the_documented_json() {
+        assert_eq!(
+            page(0, &["@a\"\\\u{1}:b"], 1),
+            json!({
+                "users": [{ "user_id": "@a\"\\\u{1}:b", "displayname": null, "media_count": 1, "media_length": 2 }],
+                "total": 1,
+            })
+        );
+    }
+
+    #[test]
+    fn no_user_is_smaller_than_the_smallest() {
+        for user_id in [None, Some(String::new())] {
+            let user = UserMedia { user_id, displayname: None, media_count: 0, media_length: 0 };
+            let json = serde_json::to_string(&user).unwrap();
+            assert!(serde_json::to_string(&json).unwrap().len() - 2 >= Budget::SMALLEST_USER);
+        }
+    }
+
+    #[test]
+    fn a_page_ends_where_its_budget_does() {
+        let mut page = Page::new(40, Budget(1000));
+        for _ in 0..100 {
+            page.push(&user(&"\"".repeat(20))).unwrap();
+        }
+        let body = page.into_body(200);
+        assert!(serde_json::to_string(&body).unwrap().len() <= 1000, "{body}");
+        let answer: Value = serde_json::from_str(&body).unwrap();
+        let returned = answer["users"].as_array().unwrap().len();
+        assert!(returned > 3, "{returned}");
+        assert_eq!(answer["next_token"], json!(40 + returned));
+    }
+
+    #[test]
+    fn a_user_larger_than_a_page_is_an_error_and_no_silent_end() {
+        let mut page = Page::new(40, Budget(1000));
+        assert_eq!(page.push(&user(&"x".repeat(2000))), Err(Error::UserTooLarge { position: 40 }));
+    }
+}

@@ -1,0 +1,346 @@
+//! The query string, read once: [`Args`] splits it, [`MediaUsageQuery`] is what it asks for.
+
+use percent_encoding::percent_decode;
+
+use crate::error::Error;
+
+/// The parameters that this endpoint knows, as the query string carries them: decoded to bytes,
+/// the first value of each. Names it does not know are ignored.
+///
+/// The syntax is the WHATWG URL standard's for form data (departure D7): only `&` separates, an
+/// item without `=` has the empty value, `+` is a space, an invalid `%` escape stays as it is.
+/// The values stay bytes because invalid UTF-8 in `search_term` is refused, not replaced (D2).
+#[derive(Clone, Default)]
+pub struct Args {
+    /// `access_token`; a secret.
+    pub access_token: Option<Vec<u8>>,
+    order_by: Option<Vec<u8>>,
+    dir: Option<Vec<u8>>,
+    from: Option<Vec<u8>>,
+    limit: Option<Vec<u8>>,
+    from_ts: Option<Vec<u8>>,
+    until_ts: Option<Vec<u8>>,
+    search_term: Option<Vec<u8>>,
+}
+
+impl Args {
+    /// Reads a query string, which is what follows the first `?` of the request line.
+    #[must_use]
+    pub fn parse(query: &str) -> Self {
+        let mut args = Self::default();
+        for item in query.split('&').filter(|item| !item.is_empty()) {
+            let (name, value) = item.split_once('=').unwrap_or((item, ""));
+            let slot = match &*form_decode(name) {
+                b"access_token" => &mut args.access_token,
+                b"order_by" => &mut args.order_by,
+                b"dir" => &mut args.dir,
+                b"from" => &mut args.from,
+                b"limit" => &mut args.limit,
+                b"from_ts" => &mut args.from_ts,
+                b"until_ts" => &mut args.until_ts,
+                b"search_term" => &mut args.search_term,
+                _ => continue,
+            };
+            slot.get_or_insert_with(|| form_decode(value));
+        }
+        args
+    }
+}
+
+fn form_decode(text: &str) -> Vec<u8> {
+    percent_decode(text.replace('+', " ").as_bytes()).collect()
+}
+
+/// What one request asks for; a value of this type cannot be wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MediaUsageQuery {
+    /// The key that orders the users.
+    pub order_by: OrderBy,
+    /// The direction of that key.
+    pub dir: Direction,
+    /// How many users of the order come before the page; 0 to 2^63-1.
+    pub from: i64,
+    /// How many users the page may hold; 0 to 2^63-1.
+    pub limit: i64,
+    /// Which media count, by the time of their upload.
+    pub window: TimeWindow,
+    /// Which users count; `None` for all.
+    pub search_term: Option<SearchTerm>,
+}
+
+impl MediaUsageQuery {
+    const DEFAULT_LIMIT: i64 = 100;
+
+    /// Reads and checks the parameters, in Synapse's order: the first wrong one is the error
+    /// (`synapse/rest/admin/statistics.py`).
+    ///
+    /// # Errors
+    ///
+    /// The 400s of [`Error`].
+    pub fn parse(args: &Args) -> Result<Self, Error> {
+        let order_by = match args.order_by.as_deref() {
+            None | Some(b"user_id") => OrderBy::UserId,
+            Some(b"displayname") => OrderBy::Displayname,
+            Some(b"media_length") => OrderBy::MediaLength,
+            Some(b"media_count") => OrderBy::MediaCount,
+            Some(_) => {
+                return Err(Error::NotOneOf {
+                    parameter: "order_by",
+                    allowed: "['media_length', 'media_count', 'user_id', 'displayname']",
+                });
+            }
+        };
+        let from = Natural::parse("from", args.from.as_deref())?;
+        let limit = Natural::parse("limit", args.limit.as_deref())?;
+        let from_ts = Natural::parse("from_ts", args.from_ts.as_deref())?.unwrap_or_default();
+        let until_ts = Natural::parse("until_ts", args.until_ts.as_deref())?;
+        if until_ts.as_ref().is_some_and(|until_ts| *until_ts <= from_ts) {
+            return Err(Error::UntilNotAfterFrom);
+        }
+        let search_term = args.search_term.as_deref().map(SearchTerm::parse).transpose()?;
+        let dir = match args.dir.as_deref() {
+            None | Some(b"f") => Direction::Forwards,
+            Some(b"b") => Direction::Backwards,
+            Some(_) => {
+                return Err(Error::NotOneOf { parameter: "dir", allowed: "['b', 'f']" });
+            }
+        };
+        Ok(Self {
+            order_by,
+            dir,
+            from: from.map_or(0, |from| from.saturated()),
+            limit: limit.map_or(Self::DEFAULT_LIMIT, |limit| limit.saturated()),
+            window: TimeWindow::new(&from_ts, until_ts.as_ref()),
+            search_term,
+        })
+    }
+}
+
+/// `order_by`. Users with equal keys follow each other by `user_id`, ascending, null last (D9).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OrderBy {
+    /// The Matrix user id, by its bytes.
+    UserId,
+    /// The profile's name, by its bytes.
+    Displayname,
+    /// The sum of the files' lengths.
+    MediaLength,
+    /// The number of files.
+    MediaCount,
+}
+
+/// `dir`: nulls come last forwards and first backwards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// `f`: ascending.
+    Forwards,
+    /// `b`: descending.
+    Backwards,
+}
+
+/// The part of `created_ts` (Unix time in ms) that counts, in numbers that PostgreSQL's `bigint`
+/// can hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TimeWindow {
+    /// Only media with a `created_ts` greater than this; `None` keeps also those without one.
+    ///
+    /// `from_ts` itself counts, so this is one below it. That is what lets every `from_ts` fit:
+    /// 2^63 and above become "greater than 2^63-1", which finds nothing.
+    pub after: Option<i64>,
+    /// Only media with a `created_ts` up to and including this.
+    pub until: Option<i64>,
+}
+
+impl TimeWindow {
+    /// `from_ts` 0 is no filter, as in Synapse.
+    fn new(from_ts: &Natural, until_ts: Option<&Natural>) -> Self {
+        Self {
+            after: (*from_ts != Natural::default()).then(|| from_ts.predecessor_saturated()),
+            until: until_ts.map(Natural::saturated),
+        }
+    }
+
+    /// Whether any media is left out.
+    #[must_use]
+    pub fn is_bounded(&self) -> bool {
+        self.after.is_some() || self.until.is_some()
+    }
+}
+
+/// `search_term`: not empty, matched literally and case-sensitively (D1). It may be personal, so
+/// its `Debug` does not show it and it has no `Display`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SearchTerm(String);
+
+impl SearchTerm {
+    fn parse(bytes: &[u8]) -> Result<Self, Error> {
+        let term = str::from_utf8(bytes).map_err(|_| Error::SearchTermNotUtf8)?;
+        if term.contains('\0') {
+            return Err(Error::SearchTermWithNul);
+        }
+        if term.is_empty() {
+            return Err(Error::EmptySearchTerm);
+        }
+        Ok(Self(term.to_owned()))
+    }
+
+    /// The term, to be bound as a parameter and for nothing else.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for SearchTerm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SearchTerm(..)")
+    }
+}
+
+/// An integer from 0 on, of any size: Synapse reads parameters with Python's `int`, and compares
+/// `from_ts` with `until_ts` by value however large they are.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Natural {
+    // The order of the fields makes the order of the values: the longer number is the larger one.
+    length: usize,
+    /// Decimal digits without leading zeros; empty for 0.
+    digits: String,
+}
+
+impl Natural {
+    /// Reads what Python's `int` accepts of bytes: ASCII blanks around, one sign, digits with
+    /// single `_` between them.
+    fn parse(parameter: &'static str, value: Option<&[u8]>) -> Result<Option<Self>, Error> {
+        let Some(value) = value else { return Ok(None) };
+        let not_an_integer = || Error::NotAnInteger(parameter);
+        let text = str::from_utf8(value).map_err(|_| not_an_integer())?;
+        let text = text.trim_matches([' ', '\t', '\n', '\r', '\x0b', '\x0c']);
+        let (negative, text) = match text.strip_prefix('-') {
+            Some(rest) => (true, rest),
+            None => (false, text.strip_prefix('+').unwrap_or(text)),
+        };
+        let is_number = text
+            .split('_')
+            .all(|group| !group.is_empty() && group.bytes().all(|byte| byte.is_ascii_digit()));
+        if !is_number {
+            return Err(not_an_integer());
+        }
+        let digits = text.replace('_', "").trim_start_matches('0').to_owned();
+        if negative && !digits.is_empty() {
+            return Err(Error::NegativeInteger(parameter));
+        }
+        Ok(Some(Self { length: digits.len(), digits }))
+    }
+
+    /// The value, or 2^63-1 if it is larger (D4).
+    fn saturated(&self) -> i64 {
+        if self.digits.is_empty() { 0 } else { self.digits.parse().unwrap_or(i64::MAX) }
+    }
+
+    /// One below the value, or 2^63-1 if that is larger. For values from 1 on.
+    fn predecessor_saturated(&self) -> i64 {
+        self.digits.parse::<i64>().map_or(i64::MAX, |value| value - 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(query: &str) -> Result<MediaUsageQuery, Error> {
+        MediaUsageQuery::parse(&Args::parse(query))
+    }
+
+    #[test]
+    fn no_parameter_means_the_documented_defaults() {
+        assert_eq!(
+            parse(""),
+            Ok(MediaUsageQuery {
+                order_by: OrderBy::UserId,
+                dir: Direction::Forwards,
+                from: 0,
+                limit: 100,
+                window: TimeWindow { after: None, until: None },
+                search_term: None,
+            })
+        );
+    }
+
+    #[test]
+    fn integers_are_read_as_python_reads_them() {
+        for (text, value) in [
+            ("7", 7),
+            ("%207%0A", 7),
+            ("+7", 7), // a space
+            ("%2B7", 7),
+            ("-0", 0),
+            ("007", 7),
+            ("1_000", 1000),
+            ("0_0", 0),
+            ("9223372036854775807", i64::MAX),
+            ("9223372036854775808", i64::MAX),
+            ("1000000000000000000000000000000000000000000000000000", i64::MAX),
+        ] {
+            assert_eq!(
+                parse(&format!("limit={text}")).map(|query| query.limit),
+                Ok(value),
+                "{text}"
+            );
+        }
+        for text in [
+            "", "%20", "+", "-", "_1", "1_", "1__0", "%2B-1", "-%201", "0x10", "1e3", "1.5",
+            "%D9%A5", "5%00", "%FF",
+        ] {
+            assert_eq!(
+                parse(&format!("limit={text}")),
+                Err(Error::NotAnInteger("limit")),
+                "{text}"
+            );
+        }
+        for text in ["-1", "-1_0", "-99999999999999999999"] {
+            assert_eq!(
+                parse(&format!("from={text}")),
+                Err(Error::NegativeInteger("from")),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn timestamps_beyond_bigint_keep_their_value() {
+        let window = |query| parse(query).map(|query| (query.window.after, query.window.until));
+        assert_eq!(window("from_ts=0"), Ok((None, None)));
+        assert_eq!(window("from_ts=1"), Ok((Some(0), None)));
+        assert_eq!(window("from_ts=9223372036854775807"), Ok((Some(i64::MAX - 1), None)));
+        assert_eq!(window("from_ts=9223372036854775808"), Ok((Some(i64::MAX), None)));
+        assert_eq!(window("until_ts=9223372036854775808"), Ok((None, Some(i64::MAX))));
+        assert_eq!(
+            window("from_ts=99999999999999999999&until_ts=100000000000000000000"),
+            Ok((Some(i64::MAX), Some(i64::MAX)))
+        );
+        assert_eq!(
+            window("from_ts=100000000000000000000&until_ts=99999999999999999999"),
+            Err(Error::UntilNotAfterFrom)
+        );
+    }
+
+    #[test]
+    fn the_query_string_is_form_data() {
+        let term = |query| parse(query).map(|query| query.search_term.map(|term| term.0));
+        let found = |term: &str| Ok(Some(term.to_owned()));
+        assert_eq!(term("search_term=a+b%2Bc"), found("a b+c"));
+        assert_eq!(term("search_term=%zz%6"), found("%zz%6"));
+        assert_eq!(term("&&search_term=a;b&"), found("a;b"));
+        assert_eq!(term("search_term=a=b"), found("a=b"));
+        assert_eq!(term("search%5Fterm=a&search_term=b"), found("a"));
+        assert_eq!(term("search_term"), Err(Error::EmptySearchTerm));
+        assert_eq!(term("search_term=%ED%A0%80"), Err(Error::SearchTermNotUtf8));
+        assert_eq!(term("search_term=%00"), Err(Error::SearchTermWithNul));
+    }
+
+    #[test]
+    fn debug_does_not_show_the_search_term() {
+        let shown = format!("{:?}", parse("search_term=confidential"));
+        assert!(!shown.contains("confidential"), "{shown}");
+    }
+}
