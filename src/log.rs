@@ -1,0 +1,39 @@
+//! The log: what goes into it, and what never does.
+
+use tracing::{Level, Subscriber, level_filters::LevelFilter};
+use tracing_subscriber::{Layer, filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
+
+/// Sends the log to the standard output, as Lambda's two variables for it say:
+/// `AWS_LAMBDA_LOG_LEVEL` (`INFO` unless set) and `AWS_LAMBDA_LOG_FORMAT` (`JSON`, else text).
+///
+/// The level is that of this crate. The crates below it stay at `ERROR`, whatever the level: at
+/// their more talkative ones they log whole events, texts of statements and notices of the server,
+/// and with them tokens, search terms and rows. The message of a panic can quote such data too,
+/// so that only its place is logged.
+pub fn init() {
+    let variable = |name: &str| std::env::var(name).unwrap_or_default();
+    let level = variable("AWS_LAMBDA_LOG_LEVEL").parse().unwrap_or(Level::INFO);
+    let format = tracing_subscriber::fmt::layer().with_ansi(false);
+    // CloudWatch stamps each line with its time.
+    let format: Box<dyn Layer<_> + Send + Sync> =
+        if variable("AWS_LAMBDA_LOG_FORMAT").eq_ignore_ascii_case("json") {
+            format.json().flatten_event(true).boxed()
+        } else {
+            format.without_time().boxed()
+        };
+    subscriber(level, format).init();
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        tracing::error!(place, "panicked");
+    }));
+}
+
+fn subscriber<L>(level: Level, format: L) -> impl Subscriber
+where
+    L: Layer<tracing_subscriber::Registry> + Send + Sync,
+{
+    let targets = Targets::new()
+        .with_target(env!("CARGO_CRATE_NAME"), level)
+        .with_default(LevelFilter::ERROR);
+    tracing_subscriber::registry().with(format.with_filter(targets))
+}
