@@ -1,0 +1,141 @@
+//! Who asks: the access token of a request, and the evidence that it is an admin's.
+
+mod internal;
+
+use lambda_http::http::{HeaderMap, header::AUTHORIZATION};
+use sqlx::PgConnection;
+
+use crate::{error::Error, query::Args};
+
+/// An access token as the request carries it. It has no `Display` and its `Debug` shows nothing.
+pub struct AccessToken(String);
+
+impl AccessToken {
+    /// Finds the token in the `Authorization` header or the `access_token` parameter
+    /// (`get_access_token_from_request` in Synapse's `synapse/api/auth/base.py`).
+    ///
+    /// # Errors
+    ///
+    /// The `M_MISSING_TOKEN`s of [`Error`]; [`Error::UnknownToken`] for bytes that no token in
+    /// the database can have (D8).
+    pub fn from_request(headers: &HeaderMap, args: &Args) -> Result<Self, Error> {
+        let mut authorizations = headers.get_all(AUTHORIZATION).iter();
+        let token = match (authorizations.next(), &args.access_token) {
+            (Some(_), Some(_)) => return Err(Error::MixedCredentials),
+            (None, None) => return Err(Error::MissingToken),
+            (None, Some(token)) => token.as_slice(),
+            (Some(_), None) if authorizations.next().is_some() => {
+                return Err(Error::TooManyAuthorizationHeaders);
+            }
+            (Some(authorization), None) => bearer_token(authorization.as_bytes())?,
+        };
+        let token = str::from_utf8(token).map_err(|_| Error::UnknownToken)?;
+        if token.contains('\0') {
+            return Err(Error::UnknownToken);
+        }
+        Ok(Self(token.to_owned()))
+    }
+}
+
+impl std::fmt::Debug for AccessToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("AccessToken(..)")
+    }
+}
+
+/// Exactly `Bearer`, one space and a token without spaces; blanks around do not belong to a
+/// header's value (RFC 9110, section 5.5). A gateway that joins repeated headers with a comma
+/// and a space thereby makes them an invalid one (D10).
+fn bearer_token(authorization: &[u8]) -> Result<&[u8], Error> {
+    authorization
+        .trim_ascii()
+        .strip_prefix(b"Bearer ")
+        .filter(|token| !token.is_empty() && !token.contains(&b' '))
+        .ok_or(Error::InvalidAuthorizationHeader)
+}
+
+/// The evidence that a request comes from an admin of the homeserver: only [`Authenticator`]
+/// makes one, and nothing is read for a caller without it.
+#[derive(Debug)]
+pub struct Admin(());
+
+/// How the homeserver knows its users' access tokens.
+#[derive(Debug, Clone, Copy)]
+pub enum Authenticator {
+    /// Synapse keeps them itself, in its table `access_tokens`.
+    Internal,
+}
+
+impl Authenticator {
+    /// Checks a token at the Unix time `now_ms`, in ms.
+    ///
+    /// # Errors
+    ///
+    /// The refusals of [`Error`], in Synapse's order: unknown, expired, no Matrix user id,
+    /// locked, guest, not an admin. A failure of the database is one of its `Database` errors.
+    pub async fn admin(
+        self,
+        connection: &mut PgConnection,
+        token: &AccessToken,
+        now_ms: i64,
+    ) -> Result<Admin, Error> {
+        match self {
+            Self::Internal => internal::admin(connection, token, now_ms).await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lambda_http::http::HeaderValue;
+
+    fn token(authorizations: &[&'static str], query: &str) -> Result<String, Error> {
+        let mut headers = HeaderMap::new();
+        for authorization in authorizations {
+            headers.append(AUTHORIZATION, HeaderValue::from_static(authorization));
+        }
+        AccessToken::from_request(&headers, &Args::parse(query)).map(|token| token.0)
+    }
+
+    #[test]
+    fn the_token_comes_from_the_header_or_the_parameter_but_not_both() {
+        assert_eq!(token(&["Bearer a"], ""), Ok("a".to_owned()));
+        assert_eq!(token(&[], "access_token=a%20b&access_token=c"), Ok("a b".to_owned()));
+        assert_eq!(token(&[], "access_token"), Ok(String::new()));
+        assert_eq!(token(&[], ""), Err(Error::MissingToken));
+        assert_eq!(token(&["Bearer a"], "access_token=a"), Err(Error::MixedCredentials));
+        assert_eq!(token(&["Bearer a", "Bearer a"], "access_token"), Err(Error::MixedCredentials));
+        assert_eq!(token(&["Bearer a", "Bearer a"], ""), Err(Error::TooManyAuthorizationHeaders));
+    }
+
+    #[test]
+    fn the_header_is_bearer_one_space_token() {
+        assert_eq!(token(&["Bearer a  "], ""), Ok("a".to_owned()));
+        for header in [
+            "",
+            "a",
+            "Bearer",
+            "Bearer ",
+            "bearer a",
+            "Bearer  a",
+            "Bearer\ta",
+            "Bearer a b",
+            "Bearer a, Bearer a",
+            "Basic a",
+        ] {
+            assert_eq!(token(&[header], ""), Err(Error::InvalidAuthorizationHeader), "{header:?}");
+        }
+    }
+
+    #[test]
+    fn bytes_that_no_token_can_have_are_an_unknown_token() {
+        assert_eq!(token(&[], "access_token=%00"), Err(Error::UnknownToken));
+        assert_eq!(token(&[], "access_token=%FF"), Err(Error::UnknownToken));
+    }
+
+    #[test]
+    fn debug_does_not_show_the_token() {
+        assert_eq!(format!("{:?}", AccessToken("secret".to_owned())), "AccessToken(..)");
+    }
+}
