@@ -1,0 +1,174 @@
+//! One request to its response: route, authenticate, parse, page, respond.
+
+use lambda_http::{
+    Body, Request, RequestExt, Response,
+    http::{HeaderValue, Method, StatusCode, header},
+};
+
+use crate::{
+    auth::{AccessToken, Authenticator},
+    config::{Config, ConfigError},
+    error::Error,
+    event::{Answer, Event},
+    media_usage::media_usage,
+    page::Budget,
+    postgres::{Connection, Connector},
+    query::{Args, MediaUsageQuery},
+};
+
+/// The endpoint's path, as Synapse has it.
+pub const PATH: &str = "/_synapse/admin/v1/statistics/users/media";
+
+/// Answers requests; built once an execution environment.
+#[derive(Debug)]
+pub struct Service {
+    /// `None` if the configuration is wrong.
+    connector: Option<Connector>,
+    authenticator: Authenticator,
+}
+
+impl Service {
+    /// A service for a configuration. With a wrong one it answers every request with 500, so that
+    /// the admin who asks sees where to look; a function that exits would show them a gateway's
+    /// error page.
+    #[must_use]
+    pub fn new(config: Result<Config, ConfigError>) -> Self {
+        let connector = match config {
+            Ok(config) => Some(Connector::new(config)),
+            Err(error) => {
+                tracing::error!(%error, "the configuration is wrong");
+                None
+            }
+        };
+        Self { connector, authenticator: Authenticator::Internal }
+    }
+
+    /// Opens the connection ahead of the first request. If that fails, the request tries again.
+    pub async fn connect(&self) {
+        if let Some(connector) = &self.connector {
+            match connector.connect().await {
+                Ok(connection) => connector.give_back(connection),
+                Err(error) => log_failure(&error),
+            }
+        }
+    }
+
+    /// Answers an invocation event at the Unix time `now_ms`, in ms.
+    pub async fn answer(&self, event: Event, now_ms: i64) -> Answer {
+        let kind = event.kind();
+        let response = match event.into_request() {
+            Ok(request) => self.respond(&request, kind.budget(), now_ms).await,
+            Err(error) => error_response(&error),
+        };
+        kind.answer(response)
+    }
+
+    /// Answers a request at the Unix time `now_ms`, in ms, with a body within `budget`.
+    pub async fn respond(&self, request: &Request, budget: Budget, now_ms: i64) -> Response<Body> {
+        // Before everything else, as in Synapse: browsers ask without a token, on any path.
+        if request.method() == Method::OPTIONS {
+            return with_cors(Response::new(Body::Empty), StatusCode::NO_CONTENT);
+        }
+        let mut response = match self.body(request, budget, now_ms).await {
+            Ok(body) => json_response(StatusCode::OK, body),
+            Err(error) => {
+                log_failure(&error);
+                error_response(&error)
+            }
+        };
+        if request.method() == Method::HEAD {
+            *response.body_mut() = Body::Empty;
+        }
+        response
+    }
+
+    async fn body(&self, request: &Request, budget: Budget, now_ms: i64) -> Result<String, Error> {
+        if request.raw_http_path() != PATH {
+            return Err(Error::NoSuchEndpoint);
+        }
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            return Err(Error::MethodNotAllowed);
+        }
+        let connector = self.connector.as_ref().ok_or(Error::Misconfigured)?;
+        let args = Args::parse(request.uri().query().unwrap_or_default());
+        let token = AccessToken::from_request(request.headers(), &args)?;
+
+        let mut connection = connector.connection().await?;
+        let mut body = self.read(&mut connection, &token, &args, budget, now_ms).await;
+        // A connection can die between two requests without a sign; asking again harms nothing,
+        // because all that is asked is a question.
+        if connection.reused && matches!(body, Err(Error::DatabaseUnavailable { .. })) {
+            connection = connector.connect().await?;
+            body = self.read(&mut connection, &token, &args, budget, now_ms).await;
+        }
+        // What the connection is worth after a failure is not worth finding out.
+        if body.as_ref().err().is_none_or(|error| error.cause().is_none()) {
+            connector.give_back(connection);
+        }
+        body
+    }
+
+    async fn read(
+        &self,
+        connection: &mut Connection,
+        token: &AccessToken,
+        args: &Args,
+        budget: Budget,
+        now_ms: i64,
+    ) -> Result<String, Error> {
+        let admin = self.authenticator.admin(&mut connection.postgres, token, now_ms).await?;
+        // After the token, as in Synapse: who may not ask does not learn what may be asked.
+        let query = MediaUsageQuery::parse(args)?;
+        media_usage(&mut connection.postgres, &admin, &query, budget).await
+    }
+}
+
+fn log_failure(error: &Error) {
+    if let Some(cause) = error.cause() {
+        tracing::error!(status = error.status(), errcode = error.errcode(), %cause, "the request failed");
+    } else {
+        tracing::debug!(
+            status = error.status(),
+            errcode = error.errcode(),
+            "the request was refused"
+        );
+    }
+}
+
+fn error_response(error: &Error) -> Response<Body> {
+    let status = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut response = json_response(status, error.body());
+    if matches!(error, Error::DatabaseUnavailable { .. }) {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
+    }
+    response
+}
+
+fn json_response(status: StatusCode, body: String) -> Response<Body> {
+    let mut response = with_cors(Response::new(Body::Text(body)), status);
+    for (name, value) in [
+        (header::CONTENT_TYPE, "application/json"),
+        (header::CACHE_CONTROL, "no-cache, no-store, must-revalidate"),
+    ] {
+        response.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
+    response
+}
+
+/// Synapse's CORS headers (`set_cors_headers` in `synapse/http/server.py`), which browsers need
+/// on every answer: without them an admin UI cannot even read an error.
+fn with_cors(mut response: Response<Body>, status: StatusCode) -> Response<Body> {
+    *response.status_mut() = status;
+    for (name, value) in [
+        (header::ACCESS_CONTROL_ALLOW_ORIGIN, "*"),
+        (header::ACCESS_CONTROL_ALLOW_METHODS, "GET, HEAD, POST, PUT, DELETE, OPTIONS"),
+        (
+            header::ACCESS_CONTROL_ALLOW_HEADERS,
+            "X-Requested-With, Content-Type, Authorization, Date",
+        ),
+        (header::ACCESS_CONTROL_EXPOSE_HEADERS, "Synapse-Trace-Id, Server"),
+    ] {
+        response.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
+    response
+}
