@@ -1,0 +1,111 @@
+//! The recorded answers: in process, and through the binary as each gateway's events.
+
+use std::collections::BTreeMap;
+
+use lambda_http::{
+    Body, Request, RequestExt, Response,
+    http::{HeaderName, HeaderValue, Method, Uri},
+};
+use synapse_media_usage::page::Budget;
+
+use crate::support::{
+    NOW_MS, block_on,
+    cases::{Answer, Case, cases},
+    database::{Database, SCHEMAS},
+    function::Function,
+    gateway::GATEWAYS,
+};
+
+/// The request of a case, without any gateway.
+fn request(case: &Case) -> Request {
+    let mut request = Request::new(case.body.clone().map_or(Body::Empty, Body::Text));
+    *request.method_mut() = Method::from_bytes(case.method.as_bytes()).unwrap();
+    // A URI has no fragment on the wire: what looks like one belongs to the query.
+    let query = case.query.as_deref().map(|query| format!("?{}", query.replace('#', "%23")));
+    *request.uri_mut() = Uri::try_from(format!("/{}", query.unwrap_or_default())).unwrap();
+    for (name, value) in &case.headers {
+        let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
+        request.headers_mut().append(name, HeaderValue::from_bytes(value.as_bytes()).unwrap());
+    }
+    request.with_raw_http_path(&case.path)
+}
+
+fn answer(response: Response<Body>) -> Answer {
+    let (parts, body) = response.into_parts();
+    Answer {
+        status: parts.status.as_u16(),
+        headers: parts
+            .headers
+            .iter()
+            .map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned()))
+            .collect(),
+        body: match body {
+            Body::Text(text) => text,
+            _ => String::new(),
+        },
+    }
+}
+
+fn assert_none(complaints: &[String]) {
+    assert!(
+        complaints.is_empty(),
+        "{} wrong answers:\n{}",
+        complaints.len(),
+        complaints.join("\n")
+    );
+}
+
+#[test]
+fn every_recorded_answer_in_process() {
+    for schema in SCHEMAS {
+        let complaints = block_on(async {
+            let service = Database::of_conformance(schema).await.service();
+            let mut complaints = Vec::new();
+            for case in cases() {
+                let response = service.respond(&request(&case), Budget::INVOCATION, NOW_MS).await;
+                complaints.extend(case.complaint(&answer(response)));
+            }
+            complaints
+        });
+        assert_none(&complaints);
+    }
+}
+
+#[test]
+fn every_recorded_answer_through_the_binary_and_every_gateway() {
+    println!("{:<10} {:<22} {:>6}  left out and why", "schema", "event kind", "passed");
+    for schema in SCHEMAS {
+        let database = block_on(Database::of_conformance(schema));
+        let function = Function::start(&[("DATABASE_URL", &database.url())]);
+        for gateway in GATEWAYS {
+            let mut passed = 0;
+            let mut left_out = BTreeMap::<&str, u32>::new();
+            let mut complaints = Vec::new();
+            for case in cases() {
+                let event = match gateway.event(&case) {
+                    Ok(event) => event,
+                    Err(reason) => {
+                        *left_out.entry(reason).or_default() += 1;
+                        continue;
+                    }
+                };
+                match function.invoke(event.to_string().as_bytes()) {
+                    Ok(response) => match case.complaint(&gateway.answer(&response)) {
+                        Some(complaint) => complaints.push(complaint),
+                        None => passed += 1,
+                    },
+                    Err(error) => complaints.push(format!("{}: {error}", case.name)),
+                }
+            }
+            let left_out: Vec<_> =
+                left_out.iter().map(|(reason, count)| format!("{count}: {reason}")).collect();
+            println!(
+                "{schema:<10} {:<22} {passed:>6}  {}",
+                format!("{gateway:?}"),
+                left_out.join(", ")
+            );
+            assert_none(&complaints);
+        }
+        function.stop();
+    }
+}

@@ -1,0 +1,194 @@
+//! Malformed and hostile events: the process survives, and the next invocation is answered.
+
+use serde_json::{Value, json};
+
+use crate::support::{
+    block_on,
+    cases::Case,
+    database::Database,
+    function::Function,
+    gateway::{GATEWAYS, Gateway},
+    read,
+};
+
+/// A good request.
+pub fn first_page() -> Case {
+    request(Some("limit=2"))
+}
+
+/// A request of an admin with the given query string.
+pub fn request(query: Option<&str>) -> Case {
+    serde_json::from_value(json!({
+        "name": "request",
+        "method": "GET",
+        "path": "/_synapse/admin/v1/statistics/users/media",
+        "query": query,
+        "headers": [["Authorization", "Bearer syt_admin_ok"]],
+    }))
+    .unwrap()
+}
+
+#[test]
+fn hostile_events_are_survived() {
+    let database = block_on(Database::of_conformance("synapse-94"));
+    let function = Function::start(&[("DATABASE_URL", &database.url())]);
+    let good = Gateway::HttpApi.event(&first_page()).unwrap().to_string();
+
+    let mut events: Vec<Vec<u8>> = [
+        "",
+        "{",
+        "null",
+        "[]",
+        "7",
+        "\"x\"",
+        "{}",
+        "{\"httpMethod\":\"GET\"}",
+        "{\"requestContext\":{}}",
+        "{\"requestContext\":{\"elb\":{}}}",
+        "{\"requestContext\":{\"http\":{\"method\":\"GET\"}}}",
+        "{\"Records\":[{\"eventSource\":\"aws:s3\"}]}",
+        "\u{feff}{}",
+    ]
+    .map(|text| text.as_bytes().to_vec())
+    .to_vec();
+    events.push(b"{\"rawPath\":\"\xff\"}".to_vec());
+    events.push(vec![0]);
+    for gateway in GATEWAYS {
+        let event = gateway.event(&first_page()).unwrap();
+        for field in event.as_object().unwrap().keys() {
+            for value in [
+                None,
+                Some(Value::Null),
+                Some(json!(7)),
+                Some(json!("x")),
+                Some(json!([[]])),
+                Some(json!({"a": {"b": null}})),
+            ] {
+                let mut event = event.clone();
+                match value {
+                    Some(value) => event[field] = value,
+                    None => drop(event.as_object_mut().unwrap().remove(field)),
+                }
+                events.push(event.to_string().into_bytes());
+            }
+        }
+        for host in [
+            "",
+            " ",
+            "[",
+            "a b",
+            "host:port",
+            "höst",
+            "a\nb",
+            "\0",
+            "<>",
+            "[::1",
+            "..",
+            "@",
+            "x:99999999",
+        ] {
+            let mut case = first_page();
+            case.headers.push(("Host".to_owned(), host.to_owned()));
+            case.headers.push(("X-Forwarded-Proto".to_owned(), host.to_owned()));
+            events.push(gateway.event(&case).unwrap().to_string().into_bytes());
+        }
+        for path in ["", "x", ":99999", "//", "/\0", "/ä", "\u{fffd}", "/a?b#c", "/%"] {
+            let mut case = first_page();
+            path.clone_into(&mut case.path);
+            events.push(gateway.event(&case).unwrap().to_string().into_bytes());
+        }
+    }
+    let mut not_json = 0;
+    for event in events {
+        if let Ok(response) = function.invoke(&event) {
+            assert_matrix_answer(&response, &event);
+        } else {
+            // What is no JSON is no event that any gateway sends.
+            let json = serde_json::from_slice::<Value>(&event);
+            assert!(json.is_err(), "{}", String::from_utf8_lossy(&event));
+            not_json += 1;
+        }
+    }
+    assert_eq!(not_json, 5);
+    assert_eq!(function.invoke(good.as_bytes()).unwrap()["statusCode"], 200);
+    function.stop();
+}
+
+#[test]
+fn hostile_queries_get_the_answer_that_their_bytes_deserve() {
+    let database = block_on(Database::of_conformance("synapse-94"));
+    let function = Function::start(&[("DATABASE_URL", &database.url())]);
+    let long = format!("limit=1&x={}", "y".repeat(10_000));
+    let too_long = format!("limit=1&x={}", "y".repeat(70_000));
+    for (query, status) in [
+        ("limit=1&x=\"<{>}`|^\\", 200),
+        ("limit=1&search_term=Jürgen", 200),
+        ("search_term=\u{0}", 400),
+        ("search_term=%00", 400),
+        ("search_term=%FF", 400),
+        ("search_term=%EF%BF%BD", 200),
+        (&long, 200),
+        (&too_long, 414),
+        ("=&=&&&;;?#", 200),
+        ("%", 200),
+    ] {
+        for gateway in [
+            Gateway::HttpApi,
+            Gateway::FunctionUrl,
+            Gateway::LoadBalancer,
+            Gateway::LoadBalancerMultiValue,
+        ] {
+            let Ok(event) = gateway.event(&request(Some(query))) else { continue };
+            let response = function.invoke(event.to_string().as_bytes()).unwrap();
+            assert_matrix_answer(&response, query.as_bytes());
+            assert_eq!(response["statusCode"], status, "{gateway:?} {query:.50}: {response}");
+        }
+    }
+    function.stop();
+}
+
+/// A page, or a Matrix error, with CORS.
+pub fn assert_matrix_answer(response: &Value, input: &[u8]) {
+    let shown = || format!("{}\n{response}", String::from_utf8_lossy(input));
+    let status = response["statusCode"].as_u64().unwrap_or_else(|| panic!("{}", shown()));
+    let headers = if response["headers"].is_null() {
+        &response["multiValueHeaders"]
+    } else {
+        &response["headers"]
+    };
+    assert!(!headers["access-control-allow-origin"].is_null(), "{}", shown());
+    let text = response["body"].as_str().unwrap_or_else(|| panic!("{}", shown()));
+    if text.is_empty() {
+        // An answer to HEAD or OPTIONS.
+        return;
+    }
+    let body: Value = serde_json::from_str(text).unwrap_or_else(|_| panic!("{}", shown()));
+    if status == 200 {
+        assert!(body["users"].is_array() && body["total"].is_u64(), "{}", shown());
+    } else {
+        let is_text = |field: &str| body[field].as_str().is_some_and(|text| !text.is_empty());
+        assert!(is_text("errcode") && is_text("error"), "{}", shown());
+    }
+}
+
+#[test]
+fn every_sample_event_is_read_as_its_kind() {
+    let database = block_on(Database::of_conformance("synapse-94"));
+    let service = database.service();
+    for entry in std::fs::read_dir(crate::support::project().join("events")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let event: synapse_media_usage::event::Event =
+            serde_json::from_str(&read(&format!("events/{name}"))).unwrap();
+        let kind = format!("{:?}", event.kind());
+        let expected = match name.split('.').nth(1).unwrap() {
+            "alb" => "LoadBalancer",
+            "rest-api" => "RestApi",
+            _ => "HttpApi",
+        };
+        assert_eq!(kind, expected, "{name}");
+        let answer = block_on(service.answer(event, crate::support::NOW_MS));
+        let status = serde_json::to_value(&answer).unwrap()["statusCode"].as_u64().unwrap();
+        // The samples' tokens are not among the recorded ones.
+        assert!(matches!(status, 204 | 401), "{name}: {status}");
+    }
+}

@@ -1,0 +1,131 @@
+//! The shape of the house: imports point one way, and the modules below the database know neither
+//! sockets nor Lambda.
+
+use std::fs;
+
+use crate::support::{project, read};
+
+/// A module may import from those before it. On one level they may not import each other.
+const LEVELS: [&[&str]; 8] = [
+    &["error"],
+    &["query", "page", "config", "log"],
+    &["statement", "postgres", "event"],
+    &["auth"],
+    &["media_usage"],
+    &["service"],
+    &["lib"],
+    &["main"],
+];
+
+/// The functional core: their tests need nothing but values.
+const PURE: [&str; 4] = ["error", "query", "page", "statement"];
+
+fn level(module: &str) -> usize {
+    LEVELS
+        .iter()
+        .position(|level| level.contains(&module))
+        .unwrap_or_else(|| panic!("{module} has no level"))
+}
+
+/// Module names and sources, without their tests.
+fn sources() -> Vec<(String, String)> {
+    let mut sources = Vec::new();
+    for folder in ["src", "src/auth"] {
+        for entry in fs::read_dir(project().join(folder)).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|extension| extension == "rs") {
+                let name = path.file_stem().unwrap().to_str().unwrap();
+                let module = if folder == "src" { name } else { "auth" };
+                let source = fs::read_to_string(&path).unwrap();
+                let code = source.split("#[cfg(test)]").next().unwrap();
+                let code: String =
+                    code.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+                sources.push((module.to_owned(), code));
+            }
+        }
+    }
+    assert!(sources.len() > 12);
+    sources
+}
+
+/// The modules that a source imports from: what follows `crate::`, alone or in braces.
+fn imports(code: &str) -> Vec<String> {
+    let mut modules = Vec::new();
+    for rest in code.split("crate::").skip(1) {
+        let list = match rest.strip_prefix('{') {
+            Some(braced) => outer_items(braced),
+            None => vec![rest.to_owned()],
+        };
+        for item in list {
+            let name: String =
+                item.trim().chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect();
+            if !name.is_empty() {
+                modules.push(name);
+            }
+        }
+    }
+    modules
+}
+
+/// The items of a braced list, nested lists left whole.
+fn outer_items(braced: &str) -> Vec<String> {
+    let (mut depth, mut items) = (0, vec![String::new()]);
+    for c in braced.chars() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth == 0 => break,
+            '}' => depth -= 1,
+            ',' if depth == 0 => items.push(String::new()),
+            _ => items.last_mut().unwrap().push(c),
+        }
+    }
+    items
+}
+
+#[test]
+fn imports_point_one_way() {
+    let mut count = 0;
+    for (module, code) in sources() {
+        for import in imports(&code) {
+            if import != module {
+                assert!(level(&import) < level(&module), "{module} imports from {import}");
+                count += 1;
+            }
+        }
+    }
+    assert!(count > 20, "{count}");
+}
+
+#[test]
+fn the_core_knows_neither_sockets_nor_lambda() {
+    for (module, code) in sources() {
+        if PURE.contains(&module.as_str()) {
+            for outside in
+                ["lambda_http", "sqlx", "tokio", "std::net", "std::env", "SystemTime", "Instant"]
+            {
+                assert!(!code.contains(outside), "{module} knows {outside}");
+            }
+        }
+    }
+}
+
+#[test]
+fn time_is_an_argument() {
+    for (module, code) in sources() {
+        if module != "main" {
+            assert!(!code.contains("SystemTime::now"), "{module} reads the clock");
+        }
+    }
+}
+
+#[test]
+fn every_sql_file_is_named_in_the_overview() {
+    let overview = read("src/sql/README.md");
+    for entry in fs::read_dir(project().join("src/sql")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "sql") {
+            let name = path.file_name().unwrap().to_str().unwrap();
+            assert!(overview.contains(&format!("`{name}`")), "{name}");
+        }
+    }
+}

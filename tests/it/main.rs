@@ -1,0 +1,13 @@
+//! The integration tests: one binary, one database cluster.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
+
+mod configuration;
+mod conformance;
+mod events;
+mod layout;
+mod log;
+mod pages;
+mod properties;
+mod session;
+mod statements;
+mod support;

@@ -1,0 +1,204 @@
+//! The session with the database: it only reads, it is verified, and it is replaced when it broke.
+
+use serde_json::Value;
+
+use crate::{
+    events::request,
+    support::{
+        block_on,
+        database::{Database, cluster},
+        function::Function,
+        gateway::Gateway,
+    },
+};
+
+/// Status and body of a first page.
+fn ask(function: &Function) -> (u64, Value) {
+    let event = Gateway::HttpApi.event(&request(Some("limit=1"))).unwrap();
+    let response = function.invoke(event.to_string().as_bytes()).unwrap();
+    let body = serde_json::from_str(response["body"].as_str().unwrap()).unwrap();
+    (response["statusCode"].as_u64().unwrap(), body)
+}
+
+fn start(url: &str) -> Function {
+    Function::start(&[("DATABASE_URL", url)])
+}
+
+/// Makes the table of media a view that writes whenever it is read, as an attacker with rights on
+/// the database could.
+const TRAP: &str = "
+    CREATE TABLE written (n int);
+    CREATE FUNCTION trap() RETURNS boolean LANGUAGE plpgsql VOLATILE SECURITY DEFINER AS
+      $$ BEGIN INSERT INTO written VALUES (1); RETURN true; END $$;
+    ALTER TABLE local_media_repository RENAME TO media;
+    CREATE VIEW local_media_repository AS SELECT * FROM media WHERE trap();
+    GRANT SELECT ON local_media_repository TO media_usage;";
+
+#[test]
+fn nothing_in_the_database_makes_the_function_write() {
+    let database = block_on(Database::of_conformance("synapse-94"));
+    block_on(database.run(TRAP));
+    // Neither the role's settings, nor the database's, nor those of the URL make the session write.
+    block_on(
+        database.run(&format!(
+            "ALTER DATABASE {} SET default_transaction_read_only = off",
+            database.name
+        )),
+    );
+    let url = format!("{}?options=-c%20default_transaction_read_only%3Doff", database.url());
+    let function = start(&url);
+    assert_eq!(ask(&function).0, 500);
+    // 25006: read-only SQL transaction.
+    assert!(function.stop().contains("25006"));
+    // The trap itself works: without the function's settings it would have written.
+    let written = block_on(async {
+        let mut superuser = database.superuser().await;
+        sqlx::query("SELECT FROM local_media_repository").execute(&mut superuser).await.unwrap();
+        sqlx::query_scalar::<_, i64>("SELECT count(*) FROM written")
+            .fetch_one(&mut superuser)
+            .await
+            .unwrap()
+    });
+    assert!(written > 0);
+}
+
+#[test]
+fn a_connection_that_broke_between_requests_is_replaced() {
+    let database = block_on(Database::of_conformance("synapse-94"));
+    let function = start(&database.url());
+    for _ in 0..3 {
+        assert_eq!(ask(&function).0, 200);
+        block_on(database.run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'media_usage' AND datname = current_database()"));
+    }
+    assert_eq!(ask(&function).0, 200);
+    function.stop();
+}
+
+#[test]
+fn one_connection_serves_all_requests() {
+    let database = block_on(Database::of_conformance("synapse-94"));
+    let function = start(&database.url());
+    let connections = || {
+        block_on(async {
+            let mut superuser = database.superuser().await;
+            sqlx::query_as::<_, (i64, i32)>(
+                "SELECT count(*), max(pid) FROM pg_stat_activity WHERE usename = 'media_usage' AND datname = current_database() \
+                 AND application_name = 'synapse-media-usage'",
+            )
+            .fetch_one(&mut superuser)
+            .await
+            .unwrap()
+        })
+    };
+    ask(&function);
+    let first = connections();
+    assert_eq!(first.0, 1);
+    for _ in 0..5 {
+        ask(&function);
+    }
+    assert_eq!(connections(), first);
+    function.stop();
+}
+
+#[test]
+fn a_statement_that_takes_too_long_is_504_and_the_next_request_is_answered() {
+    let database = block_on(Database::of_conformance("synapse-94"));
+    let function =
+        Function::start(&[("DATABASE_URL", &database.url()), ("STATEMENT_TIMEOUT_MS", "200")]);
+    assert_eq!(ask(&function).0, 200);
+    // Holding the table makes the statement wait, and waiting counts.
+    let (status, error) = block_on(async {
+        let mut superuser = database.superuser().await;
+        sqlx::raw_sql("BEGIN; LOCK local_media_repository").execute(&mut superuser).await.unwrap();
+        ask(&function)
+    });
+    assert_eq!((status, error["errcode"].as_str()), (504, Some("M_UNKNOWN")), "{error}");
+    assert_eq!(ask(&function).0, 200);
+    assert!(function.stop().contains("57014"));
+}
+
+#[test]
+fn a_database_that_is_not_there_is_503_until_it_is() {
+    let database = block_on(Database::of_conformance("synapse-94"));
+    let elsewhere = Database { name: format!("{}_later", database.name) };
+    let function = start(&elsewhere.url());
+    // The server is there and the database is not: that is a matter of configuration.
+    assert_eq!(ask(&function).0, 500);
+    block_on(database.run(&format!("ALTER DATABASE {} CONNECTION LIMIT 0", database.name)));
+    let full = start(&database.url());
+    // 53300: too many connections.
+    let (status, error) = ask(&full);
+    assert_eq!((status, error["errcode"].as_str()), (503, Some("M_UNKNOWN")), "{error}");
+    block_on(database.run(&format!("ALTER DATABASE {} CONNECTION LIMIT -1", database.name)));
+    assert_eq!(ask(&full).0, 200);
+    assert!(full.stop().contains("53300"));
+
+    let nobody = start("postgres://media_usage:x@127.0.0.1:1/synapse");
+    let event = Gateway::HttpApi.event(&request(None)).unwrap();
+    let response = nobody.invoke(event.to_string().as_bytes()).unwrap();
+    assert_eq!(
+        (&response["statusCode"], &response["headers"]["retry-after"]),
+        (&503.into(), &"5".into())
+    );
+    assert!(nobody.stop().contains("refused"));
+    function.stop();
+}
+
+#[test]
+fn a_missing_table_or_grant_is_500_and_the_log_names_it() {
+    let database = block_on(Database::of_conformance("synapse-94"));
+    let function = start(&database.url());
+    block_on(database.run("REVOKE SELECT ON profiles FROM media_usage"));
+    assert_eq!(ask(&function).0, 500);
+    block_on(database.run("ALTER TABLE users RENAME TO people"));
+    assert_eq!(ask(&function).0, 500);
+    block_on(
+        database.run("ALTER TABLE people RENAME TO users; GRANT SELECT ON profiles TO media_usage"),
+    );
+    assert_eq!(ask(&function).0, 200);
+    let log = function.stop();
+    assert!(log.contains("permission denied for table profiles"), "{log}");
+    assert!(
+        log.contains("relation \"users\" does not exist")
+            || log.contains("relation \"access_tokens\""),
+        "{log}"
+    );
+}
+
+#[test]
+fn a_wrong_password_is_500_and_in_no_log() {
+    let database = block_on(Database::of_conformance("synapse-94"));
+    let function = start(&database.url().replace("p%40ss%2Fword", "hunter2hunter2"));
+    let (status, error) = ask(&function);
+    assert_eq!((status, error["errcode"].as_str()), (500, Some("M_UNKNOWN")), "{error}");
+    let log = function.stop();
+    assert!(log.contains("password authentication failed") && !log.contains("hunter2"), "{log}");
+}
+
+#[test]
+fn tls_is_verified_against_sslrootcert() {
+    let Some(ca) = &cluster().ca else {
+        println!("this PostgreSQL was built without TLS");
+        return;
+    };
+    let database = block_on(Database::of_conformance("synapse-94"));
+    let verified = start(&format!("{}?sslmode=verify-full&sslrootcert={ca}", database.url()));
+    assert_eq!(ask(&verified).0, 200);
+    block_on(async {
+        let mut superuser = database.superuser().await;
+        let sessions = "SELECT bool_and(ssl) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE usename = 'media_usage' AND datname = current_database()";
+        assert_eq!(
+            sqlx::query_scalar::<_, Option<bool>>(sessions)
+                .fetch_one(&mut superuser)
+                .await
+                .unwrap(),
+            Some(true)
+        );
+    });
+    verified.stop();
+    // The throwaway authority is in no list of well-known ones.
+    let unknown = start(&format!("{}?sslmode=verify-full", database.url()));
+    assert_eq!(ask(&unknown).0, 503);
+    let log = unknown.stop();
+    assert!(log.contains("UnknownIssuer"), "{log}");
+}

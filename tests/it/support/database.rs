@@ -1,0 +1,138 @@
+//! A real PostgreSQL: one private cluster for the whole run, one database for each test.
+
+use std::{
+    io::{BufRead, BufReader},
+    process::{Command, Stdio},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
+    thread,
+};
+
+use serde::Deserialize;
+use sqlx::{Connection, PgConnection, postgres::PgConnectOptions};
+use synapse_media_usage::{config::Config, service::Service};
+
+use super::{block_on, project, read};
+
+/// Where the cluster is, as `tests/tools/postgres` tells it.
+#[derive(Debug, Deserialize)]
+pub struct Cluster {
+    pub socket_dir: String,
+    pub port: u16,
+    /// PEM file of the authority of the server's certificate; `None` where this PostgreSQL was
+    /// built without TLS.
+    pub ca: Option<String>,
+}
+
+/// The cluster, started on first use. It ends with this process, however that ends: the tool
+/// waits for its standard input to close.
+pub fn cluster() -> &'static Cluster {
+    static CLUSTER: OnceLock<Cluster> = OnceLock::new();
+    CLUSTER.get_or_init(|| {
+        let mut tool = Command::new(project().join("tests/tools/postgres"))
+            .arg("serve")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(tool.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let cluster: Cluster =
+            serde_json::from_str(&line).unwrap_or_else(|_| panic!("no cluster: {line:?}"));
+        // Never dropped, so that the pipe stays open as long as the process lives.
+        std::mem::forget(tool);
+        // On a thread of its own, because whoever asks first may be inside a runtime already.
+        let superuser = options(&cluster, "postgres");
+        let role = thread::spawn(move || {
+            block_on(async {
+                let mut postgres = PgConnection::connect_with(&superuser).await?;
+                let role = "CREATE ROLE media_usage LOGIN PASSWORD 'p@ss/word'";
+                sqlx::raw_sql(role).execute(&mut postgres).await?;
+                postgres.close().await
+            })
+        });
+        role.join().unwrap().unwrap();
+        cluster
+    })
+}
+
+/// The superuser's way in, which needs no password.
+fn options(cluster: &Cluster, database: &str) -> PgConnectOptions {
+    PgConnectOptions::new_without_pgpass()
+        .socket(&cluster.socket_dir)
+        .port(cluster.port)
+        .username("postgres")
+        .database(database)
+}
+
+/// The supported schemas, by their files in `tests/schema`.
+pub const SCHEMAS: [&str; 2] = ["synapse-84", "synapse-94"];
+
+/// A database of Synapse's tables, which the role `media_usage` may read.
+#[derive(Debug)]
+pub struct Database {
+    pub name: String,
+}
+
+impl Database {
+    /// An empty one of the given schema.
+    pub async fn new(schema: &str) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("synapse_{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        let mut postgres =
+            PgConnection::connect_with(&options(cluster(), "postgres")).await.unwrap();
+        let create = format!("CREATE DATABASE {name}");
+        sqlx::raw_sql(&create).execute(&mut postgres).await.unwrap();
+        postgres.close().await.unwrap();
+        let database = Self { name };
+        database.run(&read(&format!("tests/schema/{schema}.sql"))).await;
+        database.run("GRANT SELECT ON ALL TABLES IN SCHEMA public TO media_usage").await;
+        database
+    }
+
+    /// One with the rows behind the recorded cases.
+    pub async fn of_conformance(schema: &str) -> Self {
+        let database = Self::new(schema).await;
+        let rows = read("tests/conformance/dataset.sql");
+        // The only column of the rows that the older schema lacks is read by nobody.
+        let rows = if schema == "synapse-84" { without_suspended(&rows) } else { rows };
+        database.run(&rows).await;
+        database
+    }
+
+    /// Runs statements as the superuser.
+    pub async fn run(&self, sql: &str) {
+        let mut superuser = self.superuser().await;
+        sqlx::raw_sql(sql).execute(&mut superuser).await.unwrap();
+        superuser.close().await.unwrap();
+    }
+
+    /// A connection of the superuser.
+    pub async fn superuser(&self) -> PgConnection {
+        PgConnection::connect_with(&options(cluster(), &self.name)).await.unwrap()
+    }
+
+    /// The URL for the function, with its role and over TCP.
+    pub fn url(&self) -> String {
+        format!("postgres://media_usage:p%40ss%2Fword@127.0.0.1:{}/{}", cluster().port, self.name)
+    }
+
+    /// The service itself, in this process.
+    pub fn service(&self) -> Service {
+        service(&self.url())
+    }
+}
+
+/// A service for a `DATABASE_URL`.
+pub fn service(url: &str) -> Service {
+    Service::new(Config::read(|name| (name == "DATABASE_URL").then(|| url.to_owned())))
+}
+
+/// The rows of `users` without their last column.
+fn without_suspended(rows: &str) -> String {
+    let (users, others) = rows.split_once(";\n\nINSERT INTO profiles").unwrap();
+    let users = users.replace(", suspended)", ")").replace(", false)", ")").replace(", true)", ")");
+    format!("{users};\n\nINSERT INTO profiles{others}")
+}
