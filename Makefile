@@ -1,0 +1,45 @@
+# What a person types. Each target installs what it misses: tools from PyPI go into private virtual
+# environments below target/, and nothing outside of the project changes but for Debian packages
+# that root is missing.
+
+SHELL := /usr/bin/env bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo serve test lint
+
+# Finds or installs Rust; where rustup has just been installed, its folder is not on PATH yet.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+rust = tests/tools/rust
+# For `cargo lambda`, `cargo deny` and the like.
+with = PATH="$$(tests/tools/venv $(1)):$$PATH"
+
+help:                  ## Show this list
+	@sed -n 's/^\([a-z]*\): .*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+demo:                  ## Run the function on a sample homeserver and show its answers to events/
+	@$(rust)
+	@$(call with,demo) tests/demo/run
+
+serve:                 ## The same, and keep it running for requests of your own
+	@$(rust)
+	@$(call with,demo) tests/demo/run serve
+
+test: lint             ## Run every check
+	@echo "== building the release binary"
+	cargo build --release --locked
+	@echo "== tests"
+	cargo test --locked -- --show-output
+
+lint:                  ## Run the checks that read but do not run the code
+	@$(rust)
+	@echo "== Rust: format, clippy, documentation"
+	cargo fmt --check
+	cargo clippy --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items --locked
+	@echo "== dependencies: bans, licences, sources; unused ones"
+	$(call with,lint) cargo deny --locked check bans licenses sources
+	$(call with,lint) cargo shear
+	@echo "== scripts and template"
+	$(call with,lint) shellcheck tests/tools/{postgres,rust,venv} .ci/run
+	$(call with,lint) AWS_DEFAULT_REGION=eu-central-1 cfn-lint template.yaml
+	$(call with,lint) AWS_DEFAULT_REGION=eu-central-1 SAM_CLI_TELEMETRY=0 sam validate --lint
