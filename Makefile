@@ -5,7 +5,7 @@
 SHELL := /usr/bin/env bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint
+.PHONY: help demo serve test lint bench build
 
 # Finds or installs Rust; where rustup has just been installed, its folder is not on PATH yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -29,6 +29,23 @@ test: lint             ## Run every check
 	cargo build --release --locked
 	@echo "== tests"
 	cargo test --locked -- --show-output
+	@echo "== the bench, on data too small to tell anything"
+	cargo bench --profile dev --locked --bench bench -- --smoke
+
+# For this machine's architecture; the group "lint" holds sam, cargo-lambda and zig together.
+build:                 ## Build what sam deploys, in .aws-sam
+	@$(rust)
+	$(call with,lint) AWS_DEFAULT_REGION=eu-central-1 SAM_CLI_TELEMETRY=0 sam build \
+	    --parameter-overrides Architecture=$$(uname -m | sed s/aarch64/arm64/)
+
+# The function is the release binary whatever the bench is built with. Its data sets take minutes to make and
+# some 2 GB; they are kept in a folder that also PostgreSQL's own user can enter.
+bench: export BENCH_DATA ?= /var/tmp/synapse-media-usage-bench
+bench: export SHARED_BUFFERS ?= 512MB
+bench:                 ## Measure the function beside Synapse's statements and psql (half an hour)
+	@$(rust)
+	cargo build --release --locked
+	cargo bench --profile dev --locked --bench bench
 
 lint:                  ## Run the checks that read but do not run the code
 	@$(rust)

@@ -27,7 +27,10 @@ pub async fn media_usage(
     query: &MediaUsageQuery,
     budget: Budget,
 ) -> Result<String, Error> {
-    let mut rows = sqlx::query(Statement::for_query(query).sql)
+    let statement = Statement::for_query(query).ok_or_else(|| Error::DatabaseFailed {
+        cause: "no statement answers this order".to_owned(),
+    })?;
+    let mut rows = sqlx::query(statement.sql)
         // Rows that no page can hold need not be sent.
         .bind(query.limit.min(budget.most_users()))
         .bind(query.from)

@@ -18,6 +18,8 @@ pub const ACCESS_TOKEN: &str = include_str!("sql/access_token.sql");
 /// `media_length`.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Statement {
+    /// The shape it is made of.
+    pub shape: Shape,
     /// The order it answers.
     pub order_by: OrderBy,
     /// The direction it answers.
@@ -26,37 +28,147 @@ pub struct Statement {
     pub sql: &'static str,
 }
 
-/// Splices an order into a shape. Equal keys follow each other by `user_id`, ascending, null
-/// last, in both directions (D9).
-macro_rules! statement {
-    ($order_by:ident, $dir:ident, $order:literal) => {
-        Statement {
+/// A way to find the answer: a file in `sql/`, whose header says what it is good for. The numbers
+/// are in `sql/README.md`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// `one_pass.sql`
+    OnePass,
+    /// `counts.sql`
+    Counts,
+    /// `walk.sql`
+    Walk,
+    /// `search.sql`
+    Search,
+}
+
+impl Shape {
+    /// The rule. It depends on nothing that differs between the pages of one walk; and as every
+    /// shape gives the same answer, pages would fit together even if it did.
+    #[must_use]
+    pub fn for_query(query: &MediaUsageQuery) -> Self {
+        let bounded = query.window.is_bounded();
+        let searched = query.search_term.is_some();
+        match (query.order_by, query.dir) {
+            // An order that knows nothing of media: the page can be cut before anything is summed
+            // up. A window makes even the list of users a matter of all media.
+            (OrderBy::UserId | OrderBy::Displayname, _) if bounded => Self::Counts,
+            (OrderBy::UserId | OrderBy::Displayname, _) => Self::Walk,
+            // An order by what users own needs the sums of all that match: of few, if a term is
+            // selective.
+            (OrderBy::MediaLength | OrderBy::MediaCount, _) if searched && !bounded => Self::Search,
+            // Counts are in the index, lengths are not. The users with the fewest files have few
+            // lengths to add up; those with the most have nearly all.
+            (OrderBy::MediaCount, Direction::Forwards) => Self::Counts,
+            (OrderBy::MediaCount, Direction::Backwards) | (OrderBy::MediaLength, _) => {
+                Self::OnePass
+            }
+        }
+    }
+}
+
+/// Splices an order into a shape. Texts are ordered by their bytes whatever the database's own
+/// collation. Equal keys follow each other by `user_id`, ascending, null last, in both directions
+/// (D9).
+macro_rules! statements {
+    ($($shape:ident $file:literal: $(($order_by:ident $dir:ident))+;)+) => {
+        &[$($(Statement {
+            shape: Shape::$shape,
             order_by: OrderBy::$order_by,
             dir: Direction::$dir,
-            sql: str_replace!(include_str!("sql/one_pass.sql"), "{order}", $order),
-        }
+            sql: str_replace!(
+                str_replace!(include_str!(concat!("sql/", $file)), "{order}", order!($order_by $dir)),
+                "{displayname}",
+                displayname!($order_by)
+            ),
+        },)+)+]
+    };
+}
+
+macro_rules! order {
+    (UserId Forwards) => {
+        "user_id COLLATE \"C\" ASC NULLS LAST"
+    };
+    (UserId Backwards) => {
+        "user_id COLLATE \"C\" DESC NULLS FIRST"
+    };
+    (Displayname $dir:ident) => {
+        concat!("displayname COLLATE \"C\" ", direction!($dir))
+    };
+    (MediaLength $dir:ident) => {
+        concat!("media_length ", direction!($dir))
+    };
+    (MediaCount $dir:ident) => {
+        concat!("media_count ", direction!($dir))
+    };
+}
+
+macro_rules! direction {
+    (Forwards) => {
+        "ASC NULLS LAST, user_id COLLATE \"C\" ASC NULLS LAST"
+    };
+    (Backwards) => {
+        "DESC NULLS FIRST, user_id COLLATE \"C\" ASC NULLS LAST"
+    };
+}
+
+/// What a shape that can order by displayname reads for it before the page is cut. Without the
+/// need for it the planner drops the join with profiles.
+macro_rules! displayname {
+    (Displayname) => {
+        "profiles.displayname"
+    };
+    ($order_by:ident) => {
+        "NULL::text"
     };
 }
 
 /// Every page statement.
-pub static STATEMENTS: [Statement; 8] = [
-    statement!(UserId, Forwards, "user_id ASC NULLS LAST"),
-    statement!(UserId, Backwards, "user_id DESC NULLS FIRST"),
-    statement!(Displayname, Forwards, "displayname ASC NULLS LAST, user_id ASC NULLS LAST"),
-    statement!(Displayname, Backwards, "displayname DESC NULLS FIRST, user_id ASC NULLS LAST"),
-    statement!(MediaLength, Forwards, "media_length ASC NULLS LAST, user_id ASC NULLS LAST"),
-    statement!(MediaLength, Backwards, "media_length DESC NULLS FIRST, user_id ASC NULLS LAST"),
-    statement!(MediaCount, Forwards, "media_count ASC NULLS LAST, user_id ASC NULLS LAST"),
-    statement!(MediaCount, Backwards, "media_count DESC NULLS FIRST, user_id ASC NULLS LAST"),
-];
+pub static STATEMENTS: &[Statement] = statements! {
+    OnePass "one_pass.sql": (MediaLength Forwards) (MediaLength Backwards) (MediaCount Backwards);
+    Counts "counts.sql":
+        (UserId Forwards) (UserId Backwards) (Displayname Forwards) (Displayname Backwards)
+        (MediaCount Forwards);
+    Walk "walk.sql":
+        (UserId Forwards) (UserId Backwards) (Displayname Forwards) (Displayname Backwards);
+    Search "search.sql":
+        (MediaLength Forwards) (MediaLength Backwards) (MediaCount Forwards) (MediaCount Backwards);
+};
 
 impl Statement {
-    /// The statement that answers a query. It depends on nothing that differs between the pages
-    /// of one walk, so that the pages fit together.
+    /// The statement that answers a query. There is one for each: a test asks for every shape
+    /// and order that [`Shape::for_query`] can name.
     #[must_use]
-    pub fn for_query(query: &MediaUsageQuery) -> &'static Self {
-        let answers =
-            |statement: &&Self| statement.order_by == query.order_by && statement.dir == query.dir;
-        STATEMENTS.iter().find(answers).unwrap_or(&STATEMENTS[0])
+    pub fn for_query(query: &MediaUsageQuery) -> Option<&'static Self> {
+        let wanted = (Shape::for_query(query), query.order_by, query.dir);
+        STATEMENTS.iter().find(|it| (it.shape, it.order_by, it.dir) == wanted)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::query::Args;
+
+    #[test]
+    fn every_query_has_its_statement_and_every_statement_its_query() {
+        let mut answering = Vec::new();
+        for order_by in ["user_id", "displayname", "media_length", "media_count"] {
+            for dir in ["f", "b"] {
+                for filters in
+                    ["", "&from_ts=1", "&until_ts=1", "&search_term=a", "&search_term=a&from_ts=1"]
+                {
+                    let args = Args::parse(&format!("order_by={order_by}&dir={dir}{filters}"));
+                    let query = MediaUsageQuery::parse(&args).unwrap();
+                    let statement = Statement::for_query(&query).unwrap();
+                    assert!(
+                        !statement.sql.contains("{order}")
+                            && !statement.sql.contains("{displayname}")
+                    );
+                    answering.push(statement);
+                }
+            }
+        }
+        assert!(STATEMENTS.iter().all(|statement| answering.contains(&statement)));
     }
 }

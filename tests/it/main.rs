@@ -7,6 +7,7 @@ mod events;
 mod layout;
 mod log;
 mod pages;
+mod plans;
 mod properties;
 mod session;
 mod statements;

@@ -9,6 +9,7 @@ use crate::{
         database::{Database, cluster},
         function::Function,
         gateway::Gateway,
+        proxy::round_trips,
     },
 };
 
@@ -98,6 +99,20 @@ fn one_connection_serves_all_requests() {
     }
     assert_eq!(connections(), first);
     function.stop();
+}
+
+#[test]
+fn a_warm_page_takes_two_round_trips_and_a_refusal_one() {
+    let database = block_on(Database::of_conformance("synapse-94"));
+    let page = Gateway::HttpApi.event(&request(Some("limit=1"))).unwrap().to_string();
+    let unknown = page.replace("syt_admin_ok", "syt_nosuch");
+    let no_admin = page.replace("syt_admin_ok", "syt_plain_user");
+    let bad_parameter = page.replace("limit=1", "limit=x");
+    let no_token = page.replace("Bearer", "Basic");
+    assert_eq!(
+        round_trips(&database, [&page, &unknown, &no_admin, &bad_parameter, &no_token]),
+        [2, 1, 1, 1, 0]
+    );
 }
 
 #[test]

@@ -12,18 +12,26 @@ use std::{
 
 use serde::Deserialize;
 use sqlx::{Connection, PgConnection, postgres::PgConnectOptions};
-use synapse_media_usage::{config::Config, service::Service};
+use synapse_media_usage::{
+    config::{Config, ConfigError},
+    postgres::Connector,
+    service::Service,
+};
 
 use super::{block_on, project, read};
 
 /// Where the cluster is, as `tests/tools/postgres` tells it.
 #[derive(Debug, Deserialize)]
 pub struct Cluster {
+    /// The folder of PostgreSQL's programs.
+    pub bin: String,
     pub socket_dir: String,
     pub port: u16,
     /// PEM file of the authority of the server's certificate; `None` where this PostgreSQL was
     /// built without TLS.
     pub ca: Option<String>,
+    /// The server's log file.
+    pub log: String,
 }
 
 /// The cluster, started on first use. It ends with this process, however that ends: the tool
@@ -33,6 +41,7 @@ pub fn cluster() -> &'static Cluster {
     CLUSTER.get_or_init(|| {
         let mut tool = Command::new(project().join("tests/tools/postgres"))
             .arg("serve")
+            .args(std::env::var_os("BENCH_DATA"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -48,7 +57,9 @@ pub fn cluster() -> &'static Cluster {
         let role = thread::spawn(move || {
             block_on(async {
                 let mut postgres = PgConnection::connect_with(&superuser).await?;
-                let role = "CREATE ROLE media_usage LOGIN PASSWORD 'p@ss/word'";
+                // Data that the bench kept have the role already.
+                let role = "DO $$ BEGIN CREATE ROLE media_usage; EXCEPTION WHEN duplicate_object THEN END $$;
+                    ALTER ROLE media_usage LOGIN PASSWORD 'p@ss/word'";
                 sqlx::raw_sql(role).execute(&mut postgres).await?;
                 postgres.close().await
             })
@@ -81,15 +92,38 @@ impl Database {
     pub async fn new(schema: &str) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("synapse_{}", COUNT.fetch_add(1, Ordering::Relaxed));
-        let mut postgres =
-            PgConnection::connect_with(&options(cluster(), "postgres")).await.unwrap();
-        let create = format!("CREATE DATABASE {name}");
-        sqlx::raw_sql(&create).execute(&mut postgres).await.unwrap();
-        postgres.close().await.unwrap();
+        Self::create(name, schema).await
+    }
+
+    async fn create(name: String, schema: &str) -> Self {
+        let postgres = Self { name: "postgres".to_owned() };
+        postgres.run(&format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)")).await;
+        postgres.run(&format!("CREATE DATABASE {name}")).await;
         let database = Self { name };
         database.run(&read(&format!("tests/schema/{schema}.sql"))).await;
         database.run("GRANT SELECT ON ALL TABLES IN SCHEMA public TO media_usage").await;
         database
+    }
+
+    /// One that is kept between runs where the cluster is, and whether it has yet to be filled.
+    /// Call [`Database::complete`] when it has been.
+    pub async fn kept(name: &str) -> (Self, bool) {
+        let postgres = Self { name: "postgres".to_owned() };
+        let mut superuser = postgres.superuser().await;
+        let complete = "SELECT count(*) FROM pg_shdescription JOIN pg_database ON pg_database.oid = objoid \
+                        WHERE datname = $1 AND description = 'complete'";
+        let count: i64 =
+            sqlx::query_scalar(complete).bind(name).fetch_one(&mut superuser).await.unwrap();
+        superuser.close().await.unwrap();
+        if count > 0 {
+            return (Self { name: name.to_owned() }, false);
+        }
+        (Self::create(name.to_owned(), "synapse-94").await, true)
+    }
+
+    /// Marks a kept database as filled.
+    pub async fn complete(&self) {
+        self.run(&format!("COMMENT ON DATABASE {} IS 'complete'", self.name)).await;
     }
 
     /// One with the rows behind the recorded cases.
@@ -114,6 +148,12 @@ impl Database {
         PgConnection::connect_with(&options(cluster(), &self.name)).await.unwrap()
     }
 
+    /// A connection with the function's role and session settings.
+    pub async fn session(&self) -> PgConnection {
+        let config = config(&self.url()).unwrap();
+        Connector::new(config).connect().await.unwrap().postgres
+    }
+
     /// The URL for the function, with its role and over TCP.
     pub fn url(&self) -> String {
         format!("postgres://media_usage:p%40ss%2Fword@127.0.0.1:{}/{}", cluster().port, self.name)
@@ -127,7 +167,11 @@ impl Database {
 
 /// A service for a `DATABASE_URL`.
 pub fn service(url: &str) -> Service {
-    Service::new(Config::read(|name| (name == "DATABASE_URL").then(|| url.to_owned())))
+    Service::new(config(url))
+}
+
+fn config(url: &str) -> Result<Config, ConfigError> {
+    Config::read(|name| (name == "DATABASE_URL").then(|| url.to_owned()))
 }
 
 /// The rows of `users` without their last column.

@@ -74,6 +74,14 @@ impl Function {
         self.outcomes.recv().unwrap()
     }
 
+    /// The most memory that the process has had resident so far, in bytes.
+    pub fn peak_memory(&self) -> u64 {
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        peak.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    }
+
     /// Ends the process and returns all that it wrote to its standard output and error.
     pub fn stop(mut self) -> String {
         assert_eq!(self.process.try_wait().unwrap(), None, "the process ended by itself");

@@ -1,0 +1,248 @@
+//! Requests through the whole function, event in and answer out, against the two statements that
+//! Synapse sends for each page, over the same driver to the same server.
+
+use std::time::Instant;
+
+use serde_json::Value;
+use sqlx::{Connection, PgConnection, Row, postgres::PgConnectOptions};
+
+use crate::{
+    Scale, median, ms,
+    support::{
+        block_on,
+        cases::Case,
+        database::{Database, cluster},
+        function::Function,
+        gateway::Gateway,
+        read,
+    },
+};
+
+/// A request, as parameters of the endpoint.
+struct Request {
+    name: &'static str,
+    order_by: &'static str,
+    dir: &'static str,
+    limit: i64,
+    /// How deep the page is, as a part of all users.
+    depth: f64,
+    /// The last part of the time that counts; 1 for all.
+    window: f64,
+    search_term: Option<&'static str>,
+}
+
+const fn request(
+    name: &'static str,
+    order_by: &'static str,
+    dir: &'static str,
+    limit: i64,
+) -> Request {
+    Request { name, order_by, dir, limit, depth: 0.0, window: 1.0, search_term: None }
+}
+
+/// A term that a handful of the bench's users match, and one that nearly all do.
+const FEW: &str = "ab12";
+const MOST: &str = "e";
+
+fn requests() -> Vec<Request> {
+    let mut requests = vec![
+        request("first 50", "media_length", "b", 50),
+        Request { depth: 0.6, ..request("at 60 %", "media_length", "b", 50) },
+        request("first 100", "user_id", "f", 100),
+        Request { depth: 0.6, ..request("at 60 %", "user_id", "f", 100) },
+        request("first 1000", "user_id", "f", 1000),
+        request("first 100", "displayname", "f", 100),
+        Request { depth: 0.6, ..request("at 60 %", "displayname", "b", 100) },
+        request("first 100", "media_count", "f", 100),
+        request("first 100", "media_count", "b", 100),
+        Request { depth: 0.6, ..request("at 60 %", "media_count", "b", 100) },
+    ];
+    for (order_by, dir) in [
+        ("media_length", "b"),
+        ("user_id", "f"),
+        ("displayname", "f"),
+        ("media_count", "f"),
+        ("media_count", "b"),
+    ] {
+        requests
+            .push(Request { window: 0.01, ..request("last 1 % of the time", order_by, dir, 100) });
+        requests.push(Request {
+            search_term: Some(FEW),
+            ..request("search: few match", order_by, dir, 100)
+        });
+        requests.push(Request {
+            search_term: Some(MOST),
+            ..request("search: most match", order_by, dir, 100)
+        });
+    }
+    requests.push(Request {
+        window: 0.3,
+        search_term: Some(MOST),
+        ..request("last 30 %, most match", "media_length", "b", 100)
+    });
+    requests.push(Request {
+        window: 0.3,
+        search_term: Some(FEW),
+        ..request("last 30 %, few match", "user_id", "f", 100)
+    });
+    requests
+}
+
+pub fn run(scale: &Scale) {
+    for set in &scale.sets {
+        let (database, facts) = block_on(prepare(set, scale.smoke));
+        let (users, first_ts, last_ts) = facts;
+        println!("\n## {set}: {users} users with media\n");
+        println!(
+            "| order_by | dir | request | Synapse's statements, ms | the function, ms | times faster |"
+        );
+        println!("|---|---|---|---|---|---|");
+        let function = Function::start(&[
+            ("DATABASE_URL", &database.url()),
+            ("STATEMENT_TIMEOUT_MS", "600000"),
+        ]);
+        for request in requests() {
+            measure(&request, &database, &function, (users, first_ts, last_ts), scale.rounds);
+        }
+        function.stop();
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "rough sizes")]
+fn measure(
+    request: &Request,
+    database: &Database,
+    function: &Function,
+    (users, first_ts, last_ts): (i64, i64, i64),
+    rounds: usize,
+) {
+    let from = (users as f64 * request.depth) as i64;
+    let from_ts = (request.window < 1.0)
+        .then(|| last_ts - ((last_ts - first_ts) as f64 * request.window) as i64);
+    let mut query = format!(
+        "from={from}&limit={}&order_by={}&dir={}",
+        request.limit, request.order_by, request.dir
+    );
+    query.extend(from_ts.map(|from_ts| format!("&from_ts={from_ts}")));
+    query.extend(request.search_term.map(|term| format!("&search_term={term}")));
+    let event = event(&query);
+    let synapse = synapse_statements(request, from, from_ts);
+
+    let (mut theirs, mut ours) = (Vec::new(), Vec::new());
+    block_on(async {
+        let options = PgConnectOptions::new_without_pgpass()
+            .host("127.0.0.1")
+            .port(cluster().port)
+            .username("media_usage")
+            .password("p@ss/word")
+            .database(&database.name);
+        let mut connection = PgConnection::connect_with(&options).await.unwrap();
+        for _ in 0..rounds {
+            let start = Instant::now();
+            let count: i64 =
+                sqlx::query_scalar(&synapse[0]).fetch_one(&mut connection).await.unwrap();
+            let page = sqlx::query(&synapse[1]).fetch_all(&mut connection).await.unwrap();
+            theirs.push(start.elapsed());
+            let start = Instant::now();
+            let answer = function.invoke(event.as_bytes()).unwrap();
+            ours.push(start.elapsed());
+            let body: Value = serde_json::from_str(answer["body"].as_str().unwrap()).unwrap();
+            assert_eq!(body["total"], count, "{query}");
+            assert_eq!(body["users"].as_array().unwrap().len(), page.len(), "{query}");
+        }
+        connection.close().await.unwrap();
+    });
+    let (theirs, ours) = (median(theirs), median(ours));
+    println!(
+        "| {} | {} | {} | {:.1} | {:.1} | {:.1} |",
+        request.order_by,
+        request.dir,
+        request.name,
+        ms(theirs),
+        ms(ours),
+        ms(theirs) / ms(ours)
+    );
+}
+
+/// Count and page as Synapse asks for them (`get_users_media_usage_paginate`): the same groups
+/// twice, over all media joined to profiles.
+fn synapse_statements(request: &Request, from: i64, from_ts: Option<i64>) -> [String; 2] {
+    let mut conditions = Vec::new();
+    conditions.extend(from_ts.map(|from_ts| format!("media.created_ts >= {from_ts}")));
+    conditions.extend(
+        request.search_term.map(|term| {
+            format!("(media.user_id LIKE '@%{term}%:%' OR displayname LIKE '%{term}%')")
+        }),
+    );
+    let conditions = if conditions.is_empty() {
+        String::new()
+    } else {
+        format!("WHERE {}", conditions.join(" AND "))
+    };
+    let groups = format!(
+        "FROM local_media_repository AS media LEFT JOIN profiles ON media.user_id = profiles.full_user_id \
+         {conditions} GROUP BY media.user_id, displayname"
+    );
+    let key = if request.order_by == "user_id" { "media.user_id" } else { request.order_by };
+    let dir = if request.dir == "f" { "ASC" } else { "DESC" };
+    [
+        format!("SELECT count(*) FROM (SELECT media.user_id {groups}) AS groups"),
+        format!(
+            "SELECT media.user_id, displayname, count(media.user_id) AS media_count, sum(media_length) AS media_length \
+             {groups} ORDER BY {key} {dir} LIMIT {} OFFSET {from}",
+            request.limit
+        ),
+    ]
+}
+
+/// An event of an admin with the given query string.
+pub fn event(query: &str) -> String {
+    let case: Case = serde_json::from_value(serde_json::json!({
+        "name": "bench",
+        "method": "GET",
+        "path": synapse_media_usage::service::PATH,
+        "query": query,
+        "headers": [["Authorization", "Bearer bench"]],
+    }))
+    .unwrap();
+    Gateway::HttpApi.event(&case).unwrap().to_string()
+}
+
+/// The admin who asks.
+pub const ADMIN: &str = "INSERT INTO users (name, admin) VALUES ('@bench:example.com', 1);
+    INSERT INTO access_tokens (id, user_id, token) VALUES (1, '@bench:example.com', 'bench');";
+
+/// The database of a data set, made if it is not there yet, and its number of users and times.
+async fn prepare(set: &str, smoke: bool) -> (Database, (i64, i64, i64)) {
+    let (media, users) = match (set, smoke) {
+        (_, true) => (3_000, 100),
+        ("L", _) => (20_000_000, 200_000),
+        ("X", _) => (2_000_000, 1_000_000),
+        ("SINGLES", _) => (1_000_000, 1_000_000),
+        _ => (2_000_000, 20_000),
+    };
+    let (database, is_new) = Database::kept(&format!("bench_{}_{media}", set.to_lowercase())).await;
+    if is_new {
+        eprintln!("making {set}: {media} files");
+        let kind = if set == "L" { "M" } else { set };
+        let settings = format!(
+            "SET bench.kind = '{kind}'; SET bench.media = {media}; SET bench.users = {users};"
+        );
+        database.run(&format!("{ADMIN}{settings}{}", read("tests/bench/data.sql"))).await;
+        match set {
+            "RAW" => {}
+            "STALE" => {
+                let update = "UPDATE local_media_repository SET last_access_ts = 0 WHERE hashint8extended(created_ts, 5) % 10 = 0";
+                database.run("ANALYZE").await;
+                database.run(update).await;
+            }
+            _ => database.run("VACUUM ANALYZE").await,
+        }
+        database.run("CHECKPOINT").await;
+        database.complete().await;
+    }
+    let mut superuser = database.superuser().await;
+    let facts = "SELECT count(DISTINCT user_id), min(created_ts), max(created_ts) FROM local_media_repository";
+    let row = sqlx::query(facts).fetch_one(&mut superuser).await.unwrap();
+    (database, (row.get(0), row.get(1), row.get(2)))
+}

@@ -1,0 +1,147 @@
+//! Plans as facts: what each statement's header promises, on data large enough to matter.
+
+use serde_json::Value;
+use sqlx::PgConnection;
+use synapse_media_usage::{
+    query::{Args, MediaUsageQuery, SearchTerm},
+    statement::{Shape, Statement},
+};
+
+use crate::support::{block_on, database::Database, read};
+
+/// A scan that was really made: an arm of a choice that was not taken has none.
+#[derive(Debug)]
+struct Scan {
+    table: String,
+    /// `None` for a sequential scan.
+    index: Option<String>,
+    times: u64,
+}
+
+/// Executes the statement of a query as the function does, and returns its scans of tables.
+async fn scans(session: &mut PgConnection, query: &MediaUsageQuery) -> Vec<Scan> {
+    let statement = Statement::for_query(query).unwrap();
+    let explain = format!("EXPLAIN (ANALYZE, FORMAT JSON) {}", statement.sql);
+    let plan: Value = sqlx::query_scalar(&explain)
+        .bind(query.limit)
+        .bind(query.from)
+        .bind(query.window.after)
+        .bind(query.window.until)
+        .bind(query.search_term.as_ref().map(SearchTerm::expose))
+        .fetch_one(session)
+        .await
+        .unwrap();
+    let mut scans = Vec::new();
+    collect(&plan[0]["Plan"], &mut scans);
+    scans
+}
+
+fn collect(node: &Value, scans: &mut Vec<Scan>) {
+    let times = node["Actual Loops"].as_u64().unwrap();
+    let text = |name: &str| node[name].as_str().map(str::to_owned);
+    if times > 0 && node["Node Type"] == "Bitmap Index Scan" {
+        // Its heap scan, which has the table's name, is a node of its own.
+        scans.push(Scan {
+            table: "local_media_repository".to_owned(),
+            index: text("Index Name"),
+            times,
+        });
+    } else if times > 0 && node["Node Type"] != "Bitmap Heap Scan" {
+        scans.extend(text("Relation Name").map(|table| Scan {
+            table,
+            index: text("Index Name"),
+            times,
+        }));
+    }
+    for child in node["Plans"].as_array().into_iter().flatten() {
+        collect(child, scans);
+    }
+}
+
+const USERS: u64 = 3_000;
+const PAGE: u64 = 20;
+
+async fn database() -> Database {
+    let database = Database::new("synapse-94").await;
+    let settings =
+        format!("SET bench.kind = 'M'; SET bench.media = 100000; SET bench.users = {USERS};");
+    database.run(&format!("{settings}{}", read("tests/bench/data.sql"))).await;
+    database.run("VACUUM ANALYZE").await;
+    database
+}
+
+#[test]
+fn every_statement_keeps_the_promises_of_its_header() {
+    block_on(async {
+        let database = database().await;
+        let mut session = database.session().await;
+        for order in [
+            "order_by=user_id",
+            "order_by=user_id&dir=b",
+            "order_by=displayname",
+            "order_by=displayname&dir=b",
+            "order_by=media_length",
+            "order_by=media_length&dir=b",
+            "order_by=media_count",
+            "order_by=media_count&dir=b",
+        ] {
+            for (filters, few) in [
+                ("", false),
+                ("&from=1500", false),
+                ("&from_ts=1748500000000", false), // the last 1 %
+                ("&search_term=ab12", true),
+                ("&search_term=e", false),
+                ("&search_term=e&from_ts=1748500000000", false),
+            ] {
+                let text = format!("{order}&limit={PAGE}{filters}");
+                let query = MediaUsageQuery::parse(&Args::parse(&text)).unwrap();
+                let scans = scans(&mut session, &query).await;
+                let of = |table: &str| {
+                    scans.iter().filter(|scan| scan.table == table).collect::<Vec<_>>()
+                };
+                let (media, profiles) = (of("local_media_repository"), of("profiles"));
+
+                // Profiles are looked up for a page or a handful of matches, else read as a whole.
+                for scan in profiles {
+                    let most = if scan.index.is_some() { 100 } else { 3 };
+                    assert!(scan.times <= most, "{text}: {scan:?}");
+                }
+                let by_index = media
+                    .iter()
+                    .all(|scan| scan.index.as_deref() == Some("users_have_local_media"));
+                match Shape::for_query(&query) {
+                    Shape::Walk | Shape::Counts => assert!(by_index, "{text}: {media:?}"),
+                    Shape::Search if few => assert!(by_index, "{text}: {media:?}"),
+                    // One pass, by whichever parallel workers there are.
+                    Shape::OnePass | Shape::Search => {
+                        assert!(media.len() == 1 && media[0].times <= 3, "{text}: {media:?}");
+                    }
+                }
+                if let Shape::Walk = Shape::for_query(&query) {
+                    // Far fewer steps than users, and one look for each user of the page.
+                    let times: u64 = media.iter().map(|scan| scan.times).sum();
+                    assert!(times < USERS / 2, "{text}: {times} scans");
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn one_pass_walks_the_optional_index_where_there_is_one() {
+    block_on(async {
+        let database = database().await;
+        let mut session = database.session().await;
+        let query =
+            MediaUsageQuery::parse(&Args::parse("order_by=media_length&dir=b&limit=20")).unwrap();
+        let index_of = |scans: Vec<Scan>| {
+            let mut media = scans.into_iter().filter(|scan| scan.table == "local_media_repository");
+            media.next().unwrap().index
+        };
+        assert_eq!(index_of(scans(&mut session, &query).await), None);
+        let index =
+            "CREATE INDEX media_usage ON local_media_repository (user_id) INCLUDE (media_length)";
+        database.run(index).await;
+        assert_eq!(index_of(scans(&mut session, &query).await).as_deref(), Some("media_usage"));
+    });
+}
