@@ -11,4 +11,5 @@ mod plans;
 mod properties;
 mod session;
 mod statements;
+#[expect(dead_code, reason = "the bench uses the rest")]
 mod support;
