@@ -24,6 +24,8 @@ pub struct Statement {
     pub order_by: OrderBy,
     /// The direction it answers.
     pub dir: Direction,
+    /// Whether it searches.
+    pub searches: bool,
     /// The text.
     pub sql: &'static str,
 }
@@ -43,48 +45,66 @@ pub enum Shape {
 }
 
 impl Shape {
+    /// Up to this many users, going to each user of a page by the index is cheaper than one pass.
+    /// Admin UIs ask for 1000 at most.
+    const SMALL_PAGE: i64 = 1000;
+
     /// The rule. It depends on nothing that differs between the pages of one walk; and as every
     /// shape gives the same answer, pages would fit together even if it did.
     #[must_use]
     pub fn for_query(query: &MediaUsageQuery) -> Self {
         let bounded = query.window.is_bounded();
-        let searched = query.search_term.is_some();
-        match (query.order_by, query.dir) {
-            // An order that knows nothing of media: the page can be cut before anything is summed
-            // up. A window makes even the list of users a matter of all media.
-            (OrderBy::UserId | OrderBy::Displayname, _) if bounded => Self::Counts,
-            (OrderBy::UserId | OrderBy::Displayname, _) => Self::Walk,
-            // An order by what users own needs the sums of all that match: of few, if a term is
-            // selective.
-            (OrderBy::MediaLength | OrderBy::MediaCount, _) if searched && !bounded => Self::Search,
-            // Counts are in the index, lengths are not. The users with the fewest files have few
-            // lengths to add up; those with the most have nearly all.
-            (OrderBy::MediaCount, Direction::Forwards) => Self::Counts,
-            (OrderBy::MediaCount, Direction::Backwards) | (OrderBy::MediaLength, _) => {
-                Self::OnePass
-            }
+        let searches = query.search_term.is_some();
+        // Whether the page's users can be known, and be few, before anything is summed up. Counts
+        // are in the index, lengths are not; and the users with the most files have nearly all of
+        // the lengths there are to add up.
+        let page_first = query.limit <= Self::SMALL_PAGE
+            && match (query.order_by, query.dir) {
+                (OrderBy::UserId | OrderBy::Displayname, _) => true,
+                (OrderBy::MediaCount, Direction::Forwards) => bounded || !searches,
+                (OrderBy::MediaCount, Direction::Backwards) | (OrderBy::MediaLength, _) => false,
+            };
+        match (page_first, query.order_by) {
+            // In a time window even the list of users is a matter of all entries of the index.
+            (true, OrderBy::UserId | OrderBy::Displayname) if !bounded => Self::Walk,
+            (true, _) => Self::Counts,
+            // A term can be selective, and then only those who match need to be summed up.
+            (false, _) if searches && !bounded => Self::Search,
+            (false, _) => Self::OnePass,
         }
     }
 }
 
-/// Splices an order into a shape. Texts are ordered by their bytes whatever the database's own
-/// collation. Equal keys follow each other by `user_id`, ascending, null last, in both directions
-/// (D9).
+/// Splices orders, and a search or none, into a shape.
 macro_rules! statements {
-    ($($shape:ident $file:literal: $(($order_by:ident $dir:ident))+;)+) => {
+    ($($shape:ident $file:literal $search:ident: $(($order_by:ident $dir:ident))+;)+) => {
         &[$($(Statement {
             shape: Shape::$shape,
             order_by: OrderBy::$order_by,
             dir: Direction::$dir,
-            sql: str_replace!(
-                str_replace!(include_str!(concat!("sql/", $file)), "{order}", order!($order_by $dir)),
-                "{displayname}",
-                displayname!($order_by)
-            ),
+            searches: searches!($search),
+            sql: {
+                const SHAPE: &str = include_str!(concat!("sql/", $file));
+                const ORDERED: &str = str_replace!(SHAPE, "{order}", order!($order_by $dir));
+                const NAMED: &str = str_replace!(ORDERED, "{displayname}", displayname!($order_by));
+                const JOINED: &str = str_replace!(NAMED, "{join}", join!($order_by $search));
+                str_replace!(JOINED, "{filter}", filter!($order_by $search))
+            },
         },)+)+]
     };
 }
 
+macro_rules! searches {
+    (All) => {
+        false
+    };
+    (Matching) => {
+        true
+    };
+}
+
+/// Texts are ordered by their bytes whatever the database's own collation. Equal keys follow each
+/// other by `user_id`, ascending, null last, in both directions (D9).
 macro_rules! order {
     (UserId Forwards) => {
         "user_id COLLATE \"C\" ASC NULLS LAST"
@@ -112,26 +132,73 @@ macro_rules! direction {
     };
 }
 
-/// What a shape that can order by displayname reads for it before the page is cut. Without the
-/// need for it the planner drops the join with profiles.
+/// The displayname where the order needs it for all users; the page looks up its own.
 macro_rules! displayname {
     (Displayname) => {
-        "profiles.displayname"
+        "profile.displayname"
     };
     ($order_by:ident) => {
         "NULL::text"
     };
 }
 
+/// What all users have to be joined with: their profiles for an order by displayname, else for a
+/// search those that the term is found in, else nothing. `OFFSET 0` keeps the planner, which cannot
+/// know how many users there will be, from looking up profiles one by one.
+macro_rules! join {
+    (Displayname $search:ident) => {
+        "LEFT JOIN (SELECT full_user_id, displayname FROM profiles OFFSET 0) AS profile \
+         ON profile.full_user_id = users.user_id"
+    };
+    ($order_by:ident Matching) => {
+        "LEFT JOIN (SELECT full_user_id FROM profiles WHERE strpos(displayname, $5) > 0 OFFSET 0) AS named \
+         ON named.full_user_id = users.user_id"
+    };
+    ($order_by:ident All) => { "" };
+}
+
+/// Which users count (D1).
+macro_rules! filter {
+    ($order_by:ident All) => {
+        "true"
+    };
+    (Displayname Matching) => {
+        concat!("strpos(profile.displayname, $5) > 0 OR ", localpart_matches!())
+    };
+    ($order_by:ident Matching) => {
+        concat!("named.full_user_id IS NOT NULL OR ", localpart_matches!())
+    };
+}
+
+/// The localpart is what follows a leading `@`, up to the first colon. Only an id that contains
+/// the term at all is worth taking apart.
+macro_rules! localpart_matches {
+    () => {
+        "(strpos(users.user_id, $5) > 0 AND left(users.user_id, 1) = '@' \
+         AND strpos(split_part(substr(users.user_id, 2), ':', 1), $5) > 0)"
+    };
+}
+
 /// Every page statement.
 pub static STATEMENTS: &[Statement] = statements! {
-    OnePass "one_pass.sql": (MediaLength Forwards) (MediaLength Backwards) (MediaCount Backwards);
-    Counts "counts.sql":
+    OnePass "one_pass.sql" All:
+        (UserId Forwards) (UserId Backwards) (Displayname Forwards) (Displayname Backwards)
+        (MediaLength Forwards) (MediaLength Backwards) (MediaCount Forwards) (MediaCount Backwards);
+    OnePass "one_pass.sql" Matching:
+        (UserId Forwards) (UserId Backwards) (Displayname Forwards) (Displayname Backwards)
+        (MediaLength Forwards) (MediaLength Backwards) (MediaCount Forwards) (MediaCount Backwards);
+    Counts "counts.sql" All:
         (UserId Forwards) (UserId Backwards) (Displayname Forwards) (Displayname Backwards)
         (MediaCount Forwards);
-    Walk "walk.sql":
+    Counts "counts.sql" Matching:
+        (UserId Forwards) (UserId Backwards) (Displayname Forwards) (Displayname Backwards)
+        (MediaCount Forwards);
+    Walk "walk.sql" All:
         (UserId Forwards) (UserId Backwards) (Displayname Forwards) (Displayname Backwards);
-    Search "search.sql":
+    Walk "walk.sql" Matching:
+        (UserId Forwards) (UserId Backwards) (Displayname Forwards) (Displayname Backwards);
+    Search "search.sql" Matching:
+        (UserId Forwards) (UserId Backwards) (Displayname Forwards) (Displayname Backwards)
         (MediaLength Forwards) (MediaLength Backwards) (MediaCount Forwards) (MediaCount Backwards);
 };
 
@@ -140,8 +207,9 @@ impl Statement {
     /// and order that [`Shape::for_query`] can name.
     #[must_use]
     pub fn for_query(query: &MediaUsageQuery) -> Option<&'static Self> {
-        let wanted = (Shape::for_query(query), query.order_by, query.dir);
-        STATEMENTS.iter().find(|it| (it.shape, it.order_by, it.dir) == wanted)
+        let wanted =
+            (Shape::for_query(query), query.order_by, query.dir, query.search_term.is_some());
+        STATEMENTS.iter().find(|it| (it.shape, it.order_by, it.dir, it.searches) == wanted)
     }
 }
 
@@ -158,17 +226,19 @@ mod tests {
                 for filters in
                     ["", "&from_ts=1", "&until_ts=1", "&search_term=a", "&search_term=a&from_ts=1"]
                 {
-                    let args = Args::parse(&format!("order_by={order_by}&dir={dir}{filters}"));
-                    let query = MediaUsageQuery::parse(&args).unwrap();
-                    let statement = Statement::for_query(&query).unwrap();
-                    assert!(
-                        !statement.sql.contains("{order}")
-                            && !statement.sql.contains("{displayname}")
-                    );
-                    answering.push(statement);
+                    for limit in [1000, 1001] {
+                        let text = format!("order_by={order_by}&dir={dir}&limit={limit}{filters}");
+                        let query = MediaUsageQuery::parse(&Args::parse(&text)).unwrap();
+                        let statement = Statement::for_query(&query).unwrap();
+                        let spliced = statement.sql.replace("'{}'", "");
+                        assert!(!spliced.contains('{'), "{text}: {spliced}");
+                        answering.push(statement);
+                    }
                 }
             }
         }
-        assert!(STATEMENTS.iter().all(|statement| answering.contains(&statement)));
+        for statement in STATEMENTS {
+            assert!(answering.contains(&statement), "nothing asks for {statement:?}");
+        }
     }
 }

@@ -1,14 +1,16 @@
 -- Search first, sum up what was found.
 --
--- Answers: order_by=media_length and media_count with a search and without a time window.
--- Walks: profiles, to guess how many users will match. If few: users_have_local_media from user to
--- user as in walk.sql, and the same index for each match. If many: one pass as in one_pass.sql.
+-- Answers, without a time window: order_by=media_length and media_count with a search; any order
+-- with a search for more than 1000 users a page.
+-- Walks: profiles, to guess whether more than an eighth of the users will match. If not:
+-- users_have_local_media from user to user as in walk.sql, and the same index for each match. If
+-- so: one pass as in one_pass.sql.
 -- Wrong for: a page that does not need the sums of all matches to be cut, see walk.sql.
 --
 -- The guess decides the way, never the answer: where users without profiles turn out to match in
--- numbers, one pass is taken as well.
+-- numbers, one pass is taken as well. The null user has neither name nor localpart to match.
 --
--- $1 bigint: limit   $2 bigint: offset   $3, $4: not used   $5 text: search term, not null
+-- $1 bigint: limit   $2 bigint: offset   $3, $4: not used   $5 text: search term
 WITH RECURSIVE guess AS MATERIALIZED (
     SELECT coalesce(8 * count(*) FILTER (
                WHERE strpos(displayname, $5::text) > 0
@@ -16,20 +18,22 @@ WITH RECURSIVE guess AS MATERIALIZED (
                      AND strpos(split_part(substr(full_user_id, 2), ':', 1), $5) > 0
            ) > count(*), false) AS many
       FROM profiles
-), weight AS MATERIALIZED (
-    SELECT CASE WHEN relallvisible >= 0.8 * relpages THEN 12 ELSE 1 END AS weight
+), step AS MATERIALIZED (
+    SELECT CASE WHEN relallvisible >= 0.8 * relpages THEN 64 ELSE 1 END AS least,
+           CASE WHEN relallvisible >= 0.8 * relpages THEN 4 ELSE 1 END AS files_a_user
       FROM pg_class
      WHERE oid = 'local_media_repository'::regclass
 ), walk(user_ids, n) AS (
     SELECT ARRAY(SELECT user_id FROM local_media_repository
-                  WHERE user_id IS NOT NULL ORDER BY user_id LIMIT 1), 16
+                  WHERE user_id IS NOT NULL ORDER BY user_id LIMIT 1), 1
      WHERE NOT (SELECT many FROM guess)
     UNION ALL
     SELECT next.user_ids,
-           CASE WHEN cardinality(next.user_ids) * (SELECT weight FROM weight) >= walk.n
+           CASE WHEN cardinality(next.user_ids) * step.files_a_user >= walk.n
                 THEN least(walk.n * 2, 256)
-                ELSE greatest(walk.n / 4, 1) END
+                ELSE greatest(walk.n / 4, step.least) END
       FROM walk
+           CROSS JOIN step
            CROSS JOIN LATERAL (
                SELECT ARRAY(
                           SELECT DISTINCT ahead.user_id
@@ -41,25 +45,17 @@ WITH RECURSIVE guess AS MATERIALIZED (
                OFFSET 0
            ) AS next
      WHERE walk.user_ids <> '{}'
-), users AS MATERIALIZED (
-    SELECT each.user_id
-      FROM walk
-           CROSS JOIN generate_series(1, (SELECT 1)) -- see one_pass.sql
-           CROSS JOIN unnest(walk.user_ids) AS each(user_id)
 ), few AS MATERIALIZED (
-    SELECT users.user_id
-      FROM users
-           LEFT JOIN profiles ON profiles.full_user_id = users.user_id
-     WHERE NOT (SELECT many FROM guess)
-       AND (strpos(profiles.displayname, $5) > 0
-            OR strpos(users.user_id, $5) > 0
-               AND left(users.user_id, 1) = '@'
-               AND strpos(split_part(substr(users.user_id, 2), ':', 1), $5) > 0)
+    SELECT users.user_id, {displayname} AS displayname
+      FROM (SELECT each.user_id FROM walk CROSS JOIN unnest(walk.user_ids) AS each(user_id)) AS users
+           {join}
+     WHERE NOT (SELECT many FROM guess) AND ({filter})
 ), choice AS MATERIALIZED (
     SELECT (SELECT many FROM guess)
-           OR (SELECT count(*) FROM few) > greatest(1000, (SELECT count(*) FROM users) / 8) AS one_pass
+           OR (SELECT count(*) FROM few)
+              > greatest(1000, (SELECT sum(cardinality(user_ids)) FROM walk) / 8) AS one_pass
 ), found AS MATERIALIZED (
-    SELECT few.user_id, own.media_count, own.media_length
+    SELECT few.user_id, few.displayname, own.media_count, own.media_length
       FROM few
            CROSS JOIN LATERAL (
                SELECT count(*) AS media_count, coalesce(sum(media_length), 0)::bigint AS media_length
@@ -68,21 +64,15 @@ WITH RECURSIVE guess AS MATERIALIZED (
            ) AS own
      WHERE NOT (SELECT one_pass FROM choice)
     UNION ALL
-    SELECT own.user_id, own.media_count, own.media_length
+    SELECT users.user_id, {displayname}, users.media_count, users.media_length
       FROM (
                SELECT user_id, count(*) AS media_count,
                       coalesce(sum(media_length), 0)::bigint AS media_length
                  FROM local_media_repository
                 GROUP BY user_id
-           ) AS own
-           CROSS JOIN generate_series(1, (SELECT 1)) -- see one_pass.sql
-           LEFT JOIN profiles ON profiles.full_user_id = own.user_id
-     WHERE (SELECT one_pass FROM choice)
-           -- A displayname belongs to a user, so that the null user never matches.
-       AND (strpos(profiles.displayname, $5) > 0
-            OR strpos(own.user_id, $5) > 0
-               AND left(own.user_id, 1) = '@'
-               AND strpos(split_part(substr(own.user_id, 2), ':', 1), $5) > 0)
+           ) AS users
+           {join}
+     WHERE (SELECT one_pass FROM choice) AND ({filter})
 ), page AS (
     SELECT cut.user_id, profiles.displayname, cut.media_count, cut.media_length
       FROM (SELECT * FROM found ORDER BY {order} LIMIT $1 OFFSET $2) AS cut

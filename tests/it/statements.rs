@@ -168,7 +168,7 @@ fn query() -> impl Strategy<Value = MediaUsageQuery> {
         ),
         (
             prop_oneof![3 => Just(0), 2 => 0..30_i64, 1 => Just(i64::MAX)],
-            prop_oneof![4 => 0..30_i64, 1 => Just(i64::MAX)],
+            prop_oneof![2 => 0..30_i64, 1 => Just(1001), 1 => Just(i64::MAX)],
         ),
         (
             proptest::option::weighted(0.3, timestamp()),
@@ -233,7 +233,7 @@ async fn load(connection: &mut PgConnection, rows: &Rows) {
 fn sensitive(sql: &str) -> String {
     sql.replace("greatest(1000, ", "greatest(1, ")
         .replace("greatest(10000, ", "greatest(10, ")
-        .replace(", 16\n", ", 1\n")
+        .replace("least(walk.n * 2, 256)", "least(walk.n * 2, 4)")
 }
 
 /// A database, its superuser to load rows and the function's session to read them.
@@ -285,7 +285,6 @@ fn every_statement_answers_what_the_reference_answers_on_adversarial_data() {
     block_on(async {
         let (_database, mut superuser, mut session) = database().await;
         let (mut runner, query) = (runner(), query());
-        let large_page = MediaUsageQuery::parse(&Args::parse("limit=5000&from=3")).unwrap();
         for (name, user_id, displayname) in ADVERSARIAL {
             let media = user_id
                 .split_once(" WHERE ")
@@ -311,11 +310,7 @@ fn every_statement_answers_what_the_reference_answers_on_adversarial_data() {
                 sqlx::raw_sql(upkeep).execute(&mut superuser).await.unwrap();
                 for statement in STATEMENTS {
                     let sampled = asking_for(statement, &mut runner, &query);
-                    let large = MediaUsageQuery {
-                        limit: large_page.limit,
-                        from: large_page.from,
-                        ..sampled.clone()
-                    };
+                    let large = MediaUsageQuery { limit: 5000, from: 3, ..sampled.clone() };
                     for query in [sampled, large] {
                         let expected = reference(&mut session, &query).await;
                         let answer = run(&mut session, statement.sql, &query).await.unwrap();
@@ -374,32 +369,27 @@ fn asking_for(
 }
 
 /// How many of the last [`MISTAKES`] no recorded answer can notice, because no case asks for it.
-const NOT_RECORDED: usize = 2;
+const NOT_RECORDED: usize = 1;
 
 /// Ways to be wrong that a reader could overlook: what stands in the texts, and what instead.
-const MISTAKES: [(&str, &str); 17] = [
-    ("CASE WHEN per_user.user_id IS NULL THEN 0 ELSE per_user.files END", "per_user.files"),
-    ("SELECT NULL, 0, (", "SELECT NULL, 1, ("),
+const MISTAKES: [(&str, &str); 18] = [
+    ("CASE WHEN users.user_id IS NULL THEN 0 ELSE users.files END", "users.files"),
+    ("SELECT NULL, NULL, 0, (", "SELECT NULL, NULL, 1, ("),
     ("coalesce(sum(media_length), 0)::bigint", "sum(media_length)::bigint"),
     ("created_ts <= $4", "created_ts < $4"),
     ("created_ts > $3", "created_ts >= $3"),
-    ("strpos(profiles.displayname, $5) > 0", "profiles.displayname LIKE '%' || $5 || '%'"),
-    ("strpos(profiles.displayname, $5) > 0", "profiles.displayname ILIKE '%' || $5 || '%'"),
+    ("WHERE strpos(displayname, $5) > 0", "WHERE displayname LIKE '%' || $5 || '%'"),
+    ("strpos(profile.displayname, $5) > 0", "profile.displayname ILIKE '%' || $5 || '%'"),
     ("split_part(substr(users.user_id, 2), ':', 1)", "users.user_id"),
     ("WHERE EXISTS (SELECT FROM local_media_repository WHERE user_id IS NULL)", "WHERE false"),
-    (
-        "LEFT JOIN profiles ON profiles.full_user_id = cut.user_id",
-        "JOIN profiles ON profiles.full_user_id = cut.user_id",
-    ),
-    (
-        "LEFT JOIN profiles ON profiles.full_user_id = sums.user_id",
-        "JOIN profiles ON profiles.full_user_id = sums.user_id",
-    ),
+    ("LEFT JOIN profiles ON", "JOIN profiles ON"),
+    ("LEFT JOIN (SELECT full_user_id", "JOIN (SELECT full_user_id"),
     ("SELECT count(*) AS total FROM found", "SELECT count(user_id) AS total FROM found"),
     (", user_id COLLATE \"C\" ASC NULLS LAST", ", user_id COLLATE \"C\" DESC NULLS LAST"),
     ("LIMIT $1 OFFSET $2", "LIMIT $1 OFFSET $2 + 1"),
+    ("walk.user_ids[cardinality(walk.user_ids)]", "walk.user_ids[1] || '!'"),
+    ("SELECT DISTINCT ahead.user_id", "SELECT ahead.user_id"),
     ("NULLS", "NULLS"),
-    ("split_part(substr(per_user.user_id, 2), ':', 1)", "per_user.user_id"),
     ("AND left(users.user_id, 1) = '@'", ""),
 ];
 
