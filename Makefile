@@ -27,10 +27,10 @@ serve:                 ## The same, and keep it running for requests of your own
 test: lint             ## Run every check
 	@echo "== building the release binary"
 	cargo build --release --locked
-	@echo "== tests"
-	cargo test --locked -- --show-output
 	@echo "== the bench, on data too small to tell anything"
 	cargo bench --profile dev --locked --bench bench -- --smoke
+	@echo "== tests"
+	cargo test --locked --lib --test it -- --show-output
 
 # For this machine's architecture; the group "lint" holds sam, cargo-lambda and zig together.
 build:                 ## Build what sam deploys, in .aws-sam

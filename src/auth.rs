@@ -44,8 +44,7 @@ impl std::fmt::Debug for AccessToken {
 }
 
 /// Exactly `Bearer`, one space and a token without spaces; blanks around do not belong to a
-/// header's value (RFC 9110, section 5.5). A gateway that joins repeated headers with a comma
-/// and a space thereby makes them an invalid one (D10).
+/// header's value (RFC 9110, section 5.5).
 fn bearer_token(authorization: &[u8]) -> Result<&[u8], Error> {
     authorization
         .trim_ascii()

@@ -1,6 +1,6 @@
 //! The configuration: every environment variable that the function reads.
 
-use std::{fmt, fs::File, net::IpAddr, str::FromStr, time::Duration};
+use std::{collections::HashMap, env, fmt, fs, net::IpAddr, str::FromStr, time::Duration};
 
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use url::Url;
@@ -11,8 +11,12 @@ use url::Url;
 /// |---|---|---|
 /// | `DATABASE_URL` | libpq URL of the replica: `postgres://user:password@host:port/dbname?parameters`. Beyond loopback addresses and Unix sockets TLS is verified (`sslmode=verify-full`) unless the URL says another `sslmode`; `sslrootcert` is a PEM file of the authorities to trust | required |
 /// | `STATEMENT_TIMEOUT_MS` | how long the database may work on one statement, in ms, 1 to 900000 | 20000 |
-/// | `AWS_LAMBDA_LOG_LEVEL` | `ERROR`, `WARN`, `INFO`, `DEBUG` or `TRACE`; read by [`crate::log`] | `INFO` |
+/// | `AWS_LAMBDA_LOG_LEVEL` | `FATAL`, `ERROR`, `WARN`, `INFO`, `DEBUG` or `TRACE`; read by [`crate::log`] | `INFO` |
 /// | `AWS_LAMBDA_LOG_FORMAT` | `JSON` or text; read by [`crate::log`] | text |
+///
+/// As with libpq, `PGUSER`, `PGPASSWORD` and the other variables of that family (PostgreSQL,
+/// "Environment Variables") stand in for what the URL leaves out, but for `PGSSLMODE`: only the URL
+/// can make TLS weaker.
 #[derive(Debug)]
 pub struct Config {
     /// Where the database is and how to get in, TLS included.
@@ -51,7 +55,7 @@ impl Config {
     ///
     /// As [`Config::read`].
     pub fn from_env() -> Result<Self, ConfigError> {
-        Self::read(|name| std::env::var(name).ok())
+        Self::read(|name| env::var_os(name).map(|value| value.to_string_lossy().into_owned()))
     }
 }
 
@@ -89,20 +93,29 @@ const PARAMETERS: [&str; 12] = [
 fn database(text: &str) -> Result<PgConnectOptions, String> {
     // The parser's errors are fixed texts and do not quote the URL.
     let url = Url::parse(text).map_err(|error| format!("is no URL: {error}"))?;
-    if !matches!(url.scheme(), "postgres" | "postgresql") {
+    if !matches!(url.scheme(), "postgres" | "postgresql") || url.cannot_be_a_base() {
         return Err("does not start with postgres:// or postgresql://".to_owned());
     }
-    for (name, value) in url.query_pairs() {
-        if !PARAMETERS.contains(&&*name) {
+    if text.contains(['\0', '\u{fffd}']) || text.contains("%00") {
+        return Err("has a NUL in it or is not UTF-8".to_owned());
+    }
+    let parameters: HashMap<_, _> = url.query_pairs().collect();
+    for (name, value) in &parameters {
+        if !PARAMETERS.contains(&&**name) {
             // Not the name itself: behind a forgotten escape it can be a piece of the password.
             return Err(format!("has a parameter that is none of {}", PARAMETERS.join(", ")));
         }
-        if matches!(&*name, "sslrootcert" | "sslcert" | "sslkey") {
-            File::open(&*value)
+        if matches!(&**name, "sslrootcert" | "sslcert" | "sslkey") {
+            let pem = fs::read_to_string(&**value)
                 .map_err(|error| format!("has an {name} that cannot be read: {error}"))?;
+            if !pem.contains("-----BEGIN ") {
+                return Err(format!("has an {name} that is no PEM file"));
+            }
         }
     }
-    let says = |name| url.query_pairs().any(|(key, _)| key == name);
+    if parameters.contains_key("sslcert") != parameters.contains_key("sslkey") {
+        return Err("has one of sslcert and sslkey without the other".to_owned());
+    }
     let mut options = PgConnectOptions::from_str(text)
         .map_err(|_| "has a port, sslmode or escape that cannot be read".to_owned())?;
     if options.get_host().contains(',') {
@@ -111,9 +124,12 @@ fn database(text: &str) -> Result<PgConnectOptions, String> {
     // A URL writes an IPv6 address in brackets, the resolver wants it without.
     let unbracketed = options.get_host().trim_start_matches('[').trim_end_matches(']').to_owned();
     options = options.host(&unbracketed);
-    if !says("sslmode") {
+    if !parameters.contains_key("sslmode") {
         let mode = if is_local(&options) { PgSslMode::Prefer } else { PgSslMode::VerifyFull };
         options = options.ssl_mode(mode);
+    }
+    if !parameters.contains_key("application_name") {
+        options = options.application_name("synapse-media-usage");
     }
     Ok(options)
 }
@@ -167,6 +183,12 @@ mod tests {
             "postgres://user:hunter2@db/x?sslmode=hunter2",
             "postgres://user:hunter2@a,b/x",
             "postgres://user:hunter2@db/x?sslrootcert=/nowhere/at/all.pem",
+            "postgres://user:hunter2@db/x?sslrootcert=/",
+            "postgres://user:hunter2@db/x?sslrootcert=/proc/self/stat",
+            "postgres://user:hunter2@db/x?sslcert=/proc/self/stat",
+            "postgresql:hunter2",
+            "postgres://user:hunter2@db/x%00",
+            "postgres://user:hunter2\u{fffd}@db/x",
         ] {
             let problems = problems(&[("DATABASE_URL", url)]);
             assert_eq!(problems.len(), 1, "{url}");

@@ -62,8 +62,6 @@ pub enum Error {
     SearchTermWithNul,
     /// `search_term` is there but empty.
     EmptySearchTerm,
-    /// The request line is longer than a URI may be.
-    UriTooLong,
 
     /// The function's own configuration is wrong.
     Misconfigured,
@@ -113,7 +111,6 @@ impl Error {
             Self::GuestAccessForbidden | Self::NotAnAdmin => 403,
             Self::NoSuchEndpoint => 404,
             Self::MethodNotAllowed => 405,
-            Self::UriTooLong => 414,
             Self::Misconfigured | Self::DatabaseFailed { .. } | Self::UserTooLarge { .. } => 500,
             Self::DatabaseUnavailable { .. } => 503,
             Self::StatementTimeout { .. } => 504,
@@ -142,8 +139,7 @@ impl Error {
             | Self::EmptySearchTerm
             | Self::UserIdWithoutSigil
             | Self::UserIdWithoutServerName => "M_INVALID_PARAM",
-            Self::UriTooLong
-            | Self::Misconfigured
+            Self::Misconfigured
             | Self::DatabaseUnavailable { .. }
             | Self::StatementTimeout { .. }
             | Self::DatabaseFailed { .. }
@@ -182,7 +178,6 @@ impl Error {
             Self::SearchTermNotUtf8 => "Query parameter 'search_term' must be valid UTF-8",
             Self::SearchTermWithNul => "Query parameter 'search_term' must not contain NUL",
             Self::EmptySearchTerm => "Query parameter search_term cannot be an empty string.",
-            Self::UriTooLong => "The query string is too long",
             Self::Misconfigured => {
                 "The media statistics function is misconfigured; its log names the setting"
             }

@@ -1,28 +1,28 @@
 //! Invocation events of every gateway kind, and the answers they expect.
 //!
-//! This is ours and not `lambda_http`'s because there three things are lost on the way that the
-//! contract needs: the repeats of a header in REST events, header values that are not ASCII, and
-//! the difference between `%FF` and `%EF%BF%BD` in a load balancer's query; and because its
+//! Reading them is ours and not `lambda_http`'s because there three things are lost on the way that
+//! the contract needs: the repeats of a header in REST events, header values that are not ASCII,
+//! and the difference between `%FF` and `%EF%BF%BD` in a load balancer's query; and because its
 //! conversion panics on a host that is no host and on a query with a raw `<`.
 
 use std::collections::BTreeMap;
 
 use lambda_http::{
     Body, Request, RequestExt, Response,
-    http::{HeaderMap, HeaderName, HeaderValue, Method, Uri},
+    http::{HeaderValue, Method, header::AUTHORIZATION},
 };
-use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, utf8_percent_encode};
-use serde::{Deserialize, Deserializer, Serialize, de::IgnoredAny};
-use serde_json::value::RawValue;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Value, value::RawValue};
 
-use crate::{error::Error, page::Budget};
+use crate::page::Budget;
 
 /// An invocation event. Any JSON can be read as one: an event of no known kind becomes a request
-/// for no path, whose answer is 404.
+/// for no path, whose answer is 404, and a field of an odd form counts as absent.
 #[derive(Debug)]
 pub struct Event {
     kind: Kind,
-    fields: Fields,
+    fields: Value,
 }
 
 /// Where an event comes from.
@@ -40,47 +40,21 @@ pub enum Kind {
     Unknown,
 }
 
-/// What is read of the events of all kinds (AWS Lambda Developer Guide and API Gateway Developer
-/// Guide, "payload format version"; Elastic Load Balancing, "Lambda functions as targets").
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Fields {
-    request_context: RequestContext,
-    http_method: Option<String>,
-    path: Option<String>,
-    raw_path: Option<String>,
-    raw_query_string: Option<String>,
-    headers: Option<BTreeMap<String, Option<String>>>,
-    multi_value_headers: Option<BTreeMap<String, Vec<String>>>,
-    query_string_parameters: Option<BTreeMap<String, Option<String>>>,
-    multi_value_query_string_parameters: Option<BTreeMap<String, Vec<String>>>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct RequestContext {
-    http: Option<Http>,
-    elb: Option<IgnoredAny>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Http {
-    method: String,
-}
-
 impl<'de> Deserialize<'de> for Event {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let json = Box::<RawValue>::deserialize(deserializer)?;
-        let fields: Fields = serde_json::from_str(json.get()).unwrap_or_default();
-        let kind = if fields.request_context.elb.is_some() {
-            if fields.multi_value_headers.is_some() {
+        // What is JSON but no value, such as half of a surrogate pair, is an event of no kind.
+        let fields: Value = serde_json::from_str(json.get()).unwrap_or_default();
+        let context = &fields["requestContext"];
+        let kind = if context["elb"].is_object() {
+            if fields["multiValueHeaders"].is_object() {
                 Kind::LoadBalancerMultiValue
             } else {
                 Kind::LoadBalancer
             }
-        } else if fields.request_context.http.is_some() {
+        } else if context["http"]["method"].is_string() {
             Kind::HttpApi
-        } else if fields.http_method.is_some() {
+        } else if fields["httpMethod"].is_string() {
             Kind::RestApi
         } else {
             Kind::Unknown
@@ -89,10 +63,10 @@ impl<'de> Deserialize<'de> for Event {
     }
 }
 
-/// What may not stand in a URI's query as it is. Escaping it changes nothing: whoever reads the
-/// query decodes it.
-const NOT_IN_A_QUERY: &AsciiSet =
-    &CONTROLS.add(b' ').add(b'"').add(b'#').add(b'<').add(b'>').add(b'`').add(b'{').add(b'}');
+/// The query string of a request, as it stood in the request line: an extension, because a URI
+/// cannot hold all that a gateway passes on.
+#[derive(Debug, Clone, Default)]
+pub struct RawQuery(pub String);
 
 impl Event {
     /// Where the event comes from.
@@ -101,92 +75,86 @@ impl Event {
         self.kind
     }
 
-    /// The request that the event describes. Its path is [`RequestExt::raw_http_path`]; the path
-    /// of its URI means nothing.
+    /// The request that the event describes: its method; its path, as
+    /// [`RequestExt::raw_http_path`]; its query string, as [`RawQuery`]; and of its headers the
+    /// only one that matters, `Authorization`.
     ///
-    /// # Errors
-    ///
-    /// [`Error::UriTooLong`] for a query string of more than 64 kB.
-    pub fn into_request(self) -> Result<Request, Error> {
-        let query = self.query();
-        let Fields {
-            request_context,
-            http_method,
-            path,
-            raw_path,
-            headers,
-            multi_value_headers,
-            ..
-        } = self.fields;
+    /// The fields are those that AWS documents: "payload format version" in the API Gateway
+    /// Developer Guide, "Lambda functions as targets" of Elastic Load Balancing.
+    #[must_use]
+    pub fn into_request(self) -> Request {
+        let text = |field: &Value| field.as_str().unwrap_or_default().to_owned();
         let (method, path) = match self.kind {
-            Kind::HttpApi => (request_context.http.map(|http| http.method), raw_path),
-            Kind::RestApi | Kind::LoadBalancer | Kind::LoadBalancerMultiValue => {
-                (http_method, path)
+            Kind::HttpApi => {
+                (&self.fields["requestContext"]["http"]["method"], &self.fields["rawPath"])
             }
-            Kind::Unknown => (None, None),
+            _ => (&self.fields["httpMethod"], &self.fields["path"]),
         };
         let mut request = Request::new(Body::Empty);
         // A method that is none is not one of the endpoint's.
         *request.method_mut() =
-            Method::from_bytes(method.unwrap_or_default().as_bytes()).unwrap_or(Method::CONNECT);
-        *request.uri_mut() = Uri::try_from(format!("/?{query}")).map_err(|_| Error::UriTooLong)?;
-        // The multi-value form holds what the single-value form holds, and the repeats.
-        *request.headers_mut() = match multi_value_headers.filter(|headers| !headers.is_empty()) {
-            Some(headers) => header_map(headers),
-            None => header_map(single_values(headers)),
-        };
-        Ok(request.with_raw_http_path(path.unwrap_or_default()))
-    }
-
-    /// The query string, with all that a URI does not allow escaped.
-    fn query(&self) -> String {
-        let fields = &self.fields;
-        let query = if let Some(query) = &fields.raw_query_string {
-            query.clone()
-        } else {
-            // Across different names the order is lost, and it does not matter.
-            let pairs = match fields.multi_value_query_string_parameters.clone() {
-                Some(pairs) if !pairs.is_empty() => pairs,
-                _ => single_values(fields.query_string_parameters.clone()),
-            };
-            let encode = |text: &str| match self.kind {
-                // A REST API decodes names and values, a load balancer leaves them as they are.
-                Kind::RestApi => utf8_percent_encode(text, NON_ALPHANUMERIC).to_string(),
-                _ => text.to_owned(),
-            };
-            pairs
-                .iter()
-                .flat_map(|(name, values)| values.iter().map(move |value| (name, value)))
-                .map(|(name, value)| format!("{}={}", encode(name), encode(value)))
-                .collect::<Vec<_>>()
-                .join("&")
-        };
-        utf8_percent_encode(&query, NOT_IN_A_QUERY).to_string()
-    }
-}
-
-type MultiValues = BTreeMap<String, Vec<String>>;
-
-fn single_values(map: Option<BTreeMap<String, Option<String>>>) -> MultiValues {
-    let values = map.unwrap_or_default().into_iter();
-    values.map(|(name, value)| (name, vec![value.unwrap_or_default()])).collect()
-}
-
-fn header_map(headers: MultiValues) -> HeaderMap {
-    let mut map = HeaderMap::new();
-    for (name, values) in headers {
-        // What is no header name is no header that this function reads.
-        let Ok(name) = HeaderName::from_bytes(name.as_bytes()) else { continue };
-        for value in values {
+            Method::from_bytes(text(method).as_bytes()).unwrap_or(Method::CONNECT);
+        // A third one would change nothing.
+        for authorization in self.authorizations().into_iter().take(2) {
             // No HTTP server lets a control character through; an event made by hand can have
             // one, and its header must not look as if it were absent.
-            let value = value.replace(char::is_control, "\u{fffd}");
-            if let Ok(value) = HeaderValue::from_bytes(value.as_bytes()) {
-                map.append(&name, value);
+            let is_control = |c: char| c.is_control() && c != '\t';
+            let authorization = authorization.replace(is_control, "\u{fffd}");
+            if let Ok(value) = HeaderValue::from_bytes(authorization.as_bytes()) {
+                request.headers_mut().append(AUTHORIZATION, value);
             }
         }
+        let path = text(path);
+        request.extensions_mut().insert(RawQuery(self.query()));
+        request.with_raw_http_path(path)
     }
-    map
+
+    fn authorizations(&self) -> Vec<String> {
+        let is_authorization =
+            |(name, _): &(String, String)| name.eq_ignore_ascii_case("authorization");
+        let headers = self.pairs("multiValueHeaders", "headers");
+        let values = headers.into_iter().filter(is_authorization).map(|(_, value)| value);
+        match self.kind {
+            // Repeats arrive joined by a comma, which no token contains.
+            Kind::HttpApi => values
+                .flat_map(|value| value.split(',').map(str::to_owned).collect::<Vec<_>>())
+                .collect(),
+            _ => values.collect(),
+        }
+    }
+
+    fn query(&self) -> String {
+        if self.kind == Kind::HttpApi {
+            return self.fields["rawQueryString"].as_str().unwrap_or_default().to_owned();
+        }
+        let encode = |text: &str| match self.kind {
+            // A REST API decodes names and values, a load balancer leaves them as they are.
+            Kind::RestApi => utf8_percent_encode(text, NON_ALPHANUMERIC).to_string(),
+            _ => text.to_owned(),
+        };
+        let pairs = self.pairs("multiValueQueryStringParameters", "queryStringParameters");
+        let items: Vec<_> = pairs
+            .iter()
+            .map(|(name, value)| format!("{}={}", encode(name), encode(value)))
+            .collect();
+        items.join("&")
+    }
+
+    /// The names and values of a field: of its multi-value form if there is one, which holds what
+    /// the other holds, and the repeats.
+    fn pairs(&self, multi_value: &str, single_value: &str) -> Vec<(String, String)> {
+        let mut pairs = Vec::new();
+        for (name, values) in self.fields[multi_value].as_object().into_iter().flatten() {
+            let values = values.as_array().into_iter().flatten().filter_map(Value::as_str);
+            pairs.extend(values.map(|value| (name.clone(), value.to_owned())));
+        }
+        if pairs.is_empty() {
+            for (name, value) in self.fields[single_value].as_object().into_iter().flatten() {
+                pairs.extend(value.as_str().map(|value| (name.clone(), value.to_owned())));
+            }
+        }
+        pairs
+    }
 }
 
 impl Kind {

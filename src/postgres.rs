@@ -16,17 +16,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 #[derive(Debug)]
 pub struct Connector {
     options: PgConnectOptions,
+    /// How long a request may take, connecting included.
+    patience: Duration,
     idle: Mutex<Option<PgConnection>>,
-}
-
-/// A connection that was lent out: give it back with [`Connector::give_back`] once it is known to
-/// be fit for the next request, else drop it.
-#[derive(Debug)]
-pub struct Connection {
-    /// The connection itself.
-    pub postgres: PgConnection,
-    /// Whether an earlier request left it: it may have died since.
-    pub reused: bool,
 }
 
 impl Connector {
@@ -40,7 +32,6 @@ impl Connector {
         let statement_timeout = format!("{}ms", config.statement_timeout.as_millis());
         let options = config
             .database
-            .application_name("synapse-media-usage")
             .options([
                 // Settings of the connection's start win over those of the role and the database.
                 ("default_transaction_read_only", "on"),
@@ -58,7 +49,13 @@ impl Connector {
                 ("work_mem", "64MB"),
             ])
             .disable_statement_logging();
-        Self { options, idle: Mutex::new(None) }
+        Self {
+            options,
+            // The server gives up a statement by itself. This is for a server that does not, or
+            // that is not there any more, and stays below the 28 s of template.yaml.
+            patience: config.statement_timeout + CONNECT_TIMEOUT,
+            idle: Mutex::new(None),
+        }
     }
 
     /// The idle connection, or a new one.
@@ -67,11 +64,12 @@ impl Connector {
     ///
     /// [`Error::DatabaseUnavailable`] if there is none within 4 seconds;
     /// [`Error::DatabaseFailed`] if the server refuses this user or database.
-    pub async fn connection(&self) -> Result<Connection, Error> {
-        if let Some(postgres) = self.idle().take() {
-            return Ok(Connection { postgres, reused: true });
+    pub async fn connection(&self) -> Result<PgConnection, Error> {
+        let idle = self.idle().take();
+        match idle {
+            Some(connection) => Ok(connection),
+            None => self.connect().await,
         }
-        self.connect().await
     }
 
     /// A new connection.
@@ -79,9 +77,9 @@ impl Connector {
     /// # Errors
     ///
     /// As [`Connector::connection`].
-    pub async fn connect(&self) -> Result<Connection, Error> {
+    pub async fn connect(&self) -> Result<PgConnection, Error> {
         match tokio::time::timeout(CONNECT_TIMEOUT, self.options.connect()).await {
-            Ok(Ok(postgres)) => Ok(Connection { postgres, reused: false }),
+            Ok(Ok(connection)) => Ok(connection),
             Ok(Err(error)) => Err(failure("connecting", &error)),
             Err(_) => Err(Error::DatabaseUnavailable {
                 cause: format!("connecting took longer than {} s", CONNECT_TIMEOUT.as_secs()),
@@ -89,9 +87,26 @@ impl Connector {
         }
     }
 
-    /// Takes back a connection for the next request.
-    pub fn give_back(&self, connection: Connection) {
-        *self.idle() = Some(connection.postgres);
+    /// Takes back a connection that is fit for the next request.
+    pub fn give_back(&self, connection: PgConnection) {
+        *self.idle() = Some(connection);
+    }
+
+    /// Waits for what a request does with the database, but not for ever.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::StatementTimeout`] 4 seconds after the configured time of a statement, or else
+    /// what the request ends with.
+    pub async fn within_patience<T>(
+        &self,
+        request: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        tokio::time::timeout(self.patience, request).await.unwrap_or_else(|_| {
+            let cause =
+                format!("no answer from the database within {} ms", self.patience.as_millis());
+            Err(Error::StatementTimeout { cause })
+        })
     }
 
     fn idle(&self) -> std::sync::MutexGuard<'_, Option<PgConnection>> {
@@ -117,9 +132,11 @@ pub fn failure(doing: &str, error: &sqlx::Error) -> Error {
             };
             match &*code {
                 "57014" => Error::StatementTimeout { cause },
-                // Connection exceptions, too many connections, an operator's shutdown, a server
-                // that starts or stops.
-                code if code.starts_with("08") || code == "53300" || code.starts_with("57P") => {
+                // Connection exceptions, a conflict with replication, too many connections, an
+                // operator's shutdown, a server that starts or stops.
+                code if ["08", "40", "57P"].iter().any(|class| code.starts_with(class))
+                    || code == "53300" =>
+                {
                     Error::DatabaseUnavailable { cause }
                 }
                 _ => Error::DatabaseFailed { cause },

@@ -5,14 +5,16 @@ use lambda_http::{
     http::{HeaderValue, Method, StatusCode, header},
 };
 
+use sqlx::PgConnection;
+
 use crate::{
     auth::{AccessToken, Authenticator},
     config::{Config, ConfigError},
     error::Error,
-    event::{Answer, Event},
+    event::{Answer, Event, Kind, RawQuery},
     media_usage::media_usage,
     page::Budget,
-    postgres::{Connection, Connector},
+    postgres::Connector,
     query::{Args, MediaUsageQuery},
 };
 
@@ -56,11 +58,10 @@ impl Service {
     /// Answers an invocation event at the Unix time `now_ms`, in ms.
     pub async fn answer(&self, event: Event, now_ms: i64) -> Answer {
         let kind = event.kind();
-        let response = match event.into_request() {
-            Ok(request) => self.respond(&request, kind.budget(), now_ms).await,
-            Err(error) => error_response(&error),
-        };
-        kind.answer(response)
+        if kind == Kind::Unknown {
+            tracing::warn!("the event is of no gateway that this function knows");
+        }
+        kind.answer(self.respond(&event.into_request(), kind.budget(), now_ms).await)
     }
 
     /// Answers a request at the Unix time `now_ms`, in ms, with a body within `budget`.
@@ -90,16 +91,28 @@ impl Service {
             return Err(Error::MethodNotAllowed);
         }
         let connector = self.connector.as_ref().ok_or(Error::Misconfigured)?;
-        let args = Args::parse(request.uri().query().unwrap_or_default());
+        let args = Args::parse(request.extensions().get::<RawQuery>().map_or("", |query| &query.0));
         let token = AccessToken::from_request(request.headers(), &args)?;
 
+        connector.within_patience(self.read(connector, &token, &args, budget, now_ms)).await
+    }
+
+    async fn read(
+        &self,
+        connector: &Connector,
+        token: &AccessToken,
+        args: &Args,
+        budget: Budget,
+        now_ms: i64,
+    ) -> Result<String, Error> {
         let mut connection = connector.connection().await?;
-        let mut body = self.read(&mut connection, &token, &args, budget, now_ms).await;
-        // A connection can die between two requests without a sign; asking again harms nothing,
-        // because all that is asked is a question.
-        if connection.reused && matches!(body, Err(Error::DatabaseUnavailable { .. })) {
+        let mut body = self.read_from(&mut connection, token, args, budget, now_ms).await;
+        // A connection can die between two requests without a sign, and a replica cancels what
+        // stands in the way of replication. Asking again harms nothing: all that is asked is a
+        // question.
+        if matches!(body, Err(Error::DatabaseUnavailable { .. })) {
             connection = connector.connect().await?;
-            body = self.read(&mut connection, &token, &args, budget, now_ms).await;
+            body = self.read_from(&mut connection, token, args, budget, now_ms).await;
         }
         // What the connection is worth after a failure is not worth finding out.
         if body.as_ref().err().is_none_or(|error| error.cause().is_none()) {
@@ -108,18 +121,18 @@ impl Service {
         body
     }
 
-    async fn read(
+    async fn read_from(
         &self,
-        connection: &mut Connection,
+        connection: &mut PgConnection,
         token: &AccessToken,
         args: &Args,
         budget: Budget,
         now_ms: i64,
     ) -> Result<String, Error> {
-        let admin = self.authenticator.admin(&mut connection.postgres, token, now_ms).await?;
+        let admin = self.authenticator.admin(connection, token, now_ms).await?;
         // After the token, as in Synapse: who may not ask does not learn what may be asked.
         let query = MediaUsageQuery::parse(args)?;
-        media_usage(&mut connection.postgres, &admin, &query, budget).await
+        media_usage(connection, &admin, &query, budget).await
     }
 }
 

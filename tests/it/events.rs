@@ -118,8 +118,7 @@ fn hostile_events_are_survived() {
 fn hostile_queries_get_the_answer_that_their_bytes_deserve() {
     let database = block_on(Database::of_conformance("synapse-94"));
     let function = Function::start(&[("DATABASE_URL", &database.url())]);
-    let long = format!("limit=1&x={}", "y".repeat(10_000));
-    let too_long = format!("limit=1&x={}", "y".repeat(70_000));
+    let long = format!("limit=1&x={}", "ü".repeat(100_000));
     for (query, status) in [
         ("limit=1&x=\"<{>}`|^\\", 200),
         ("limit=1&search_term=Jürgen", 200),
@@ -128,7 +127,6 @@ fn hostile_queries_get_the_answer_that_their_bytes_deserve() {
         ("search_term=%FF", 400),
         ("search_term=%EF%BF%BD", 200),
         (&long, 200),
-        (&too_long, 414),
         ("=&=&&&;;?#", 200),
         ("%", 200),
     ] {
@@ -147,6 +145,58 @@ fn hostile_queries_get_the_answer_that_their_bytes_deserve() {
     function.stop();
 }
 
+#[test]
+fn an_odd_field_counts_as_absent_and_spoils_nothing_else() {
+    let database = block_on(Database::of_conformance("synapse-94"));
+    let function = Function::start(&[("DATABASE_URL", &database.url())]);
+    let status = |event: &Value| {
+        function.invoke(event.to_string().as_bytes()).unwrap()["statusCode"].clone()
+    };
+    for gateway in GATEWAYS {
+        let mut event = gateway.event(&first_page()).unwrap();
+        for field in ["headers", "multiValueHeaders"] {
+            if let Some(headers) = event[field].as_object_mut() {
+                headers.extend([
+                    ("x-null".to_owned(), Value::Null),
+                    ("x-list".to_owned(), json!([null, 7])),
+                ]);
+                headers.extend((0..40_000).map(|n| (format!("x-{n}"), json!("x"))));
+            }
+        }
+        event["stageVariables"] = json!(7);
+        assert_eq!(status(&event), 200, "{gateway:?}");
+    }
+    // Empty multi-value fields stand for nothing.
+    let mut event = Gateway::RestApi.event(&first_page()).unwrap();
+    event["multiValueHeaders"] = json!({});
+    event["multiValueQueryStringParameters"] = json!({});
+    assert_eq!(status(&event), 200);
+    function.stop();
+}
+
+#[test]
+fn an_authorization_header_that_no_server_lets_through_is_not_a_missing_one() {
+    let database = block_on(Database::of_conformance("synapse-94"));
+    let service = database.service();
+    let error = |gateway: Gateway, values: &[&str]| {
+        let mut case = first_page();
+        case.headers =
+            values.iter().map(|value| ("Authorization".to_owned(), (*value).to_owned())).collect();
+        let event = serde_json::from_value(gateway.event(&case).unwrap()).unwrap();
+        let answer = block_on(service.answer(event, crate::support::NOW_MS));
+        let answer = gateway.answer(&serde_json::to_value(answer).unwrap());
+        serde_json::from_str::<Value>(&answer.body).unwrap()["error"].clone()
+    };
+    for gateway in [Gateway::HttpApi, Gateway::RestApi, Gateway::LoadBalancerMultiValue] {
+        assert_eq!(error(gateway, &["Bearer a\nb"]), "Invalid access token passed.");
+        assert_eq!(error(gateway, &["Bearer syt_admin_ok\t"]), Value::Null);
+        for second in ["Bearer syt_admin_ok", "Basic", "x", ""] {
+            let answer = error(gateway, &["Bearer syt_admin_ok", second]);
+            assert_eq!(answer, "Too many Authorization headers.", "{gateway:?} {second:?}");
+        }
+    }
+}
+
 /// A page, or a Matrix error, with CORS.
 pub fn assert_matrix_answer(response: &Value, input: &[u8]) {
     let shown = || format!("{}\n{response}", String::from_utf8_lossy(input));
@@ -158,8 +208,8 @@ pub fn assert_matrix_answer(response: &Value, input: &[u8]) {
     };
     assert!(!headers["access-control-allow-origin"].is_null(), "{}", shown());
     let text = response["body"].as_str().unwrap_or_else(|| panic!("{}", shown()));
-    if text.is_empty() {
-        // An answer to HEAD or OPTIONS.
+    if status == 204 {
+        assert!(text.is_empty(), "{}", shown());
         return;
     }
     let body: Value = serde_json::from_str(text).unwrap_or_else(|_| panic!("{}", shown()));

@@ -50,7 +50,11 @@ fn a_walk_over_pages_that_end_early_visits_every_user_once() {
     let database = block_on(database());
     let function = Function::start(&[("DATABASE_URL", &database.url())]);
     let expected: Vec<_> = (1..=USERS).map(|n| format!("@{n:0>242}:example.org")).collect();
-    for (gateway, fewest, most) in [(Gateway::HttpApi, 3, 4), (Gateway::LoadBalancer, 15, 20)] {
+    for (gateway, fewest, most) in [
+        (Gateway::HttpApi, 3, 4),
+        (Gateway::LoadBalancer, 15, 20),
+        (Gateway::LoadBalancerMultiValue, 15, 20),
+    ] {
         for query in [
             "limit=9223372036854775807&order_by=media_length&dir=b",
             "limit=1000000&order_by=user_id",

@@ -1,5 +1,7 @@
 //! The session with the database: it only reads, it is verified, and it is replaced when it broke.
 
+use std::time::{Duration, Instant};
+
 use serde_json::Value;
 
 use crate::{
@@ -9,7 +11,7 @@ use crate::{
         database::{Database, cluster},
         function::Function,
         gateway::Gateway,
-        proxy::round_trips,
+        proxy::{Proxy, round_trips},
     },
 };
 
@@ -73,6 +75,117 @@ fn a_connection_that_broke_between_requests_is_replaced() {
     }
     assert_eq!(ask(&function).0, 200);
     function.stop();
+}
+
+#[test]
+fn the_connection_is_open_before_the_first_event() {
+    let database = block_on(Database::of_conformance("synapse-94"));
+    let function = start(&database.url());
+    let sessions = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'media_usage' AND datname = current_database()";
+    block_on(async {
+        let mut superuser = database.superuser().await;
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while sqlx::query_scalar::<_, i64>(sessions).fetch_one(&mut superuser).await.unwrap() == 0 {
+            assert!(Instant::now() < deadline, "no connection without an event");
+        }
+    });
+    function.stop();
+}
+
+#[test]
+fn the_session_has_the_settings_that_pay() {
+    block_on(async {
+        let database = Database::new("synapse-84").await;
+        let mut session = database.session().await;
+        for (setting, value) in [
+            ("default_transaction_read_only", "on"),
+            ("transaction_read_only", "on"),
+            ("statement_timeout", "20s"),
+            ("plan_cache_mode", "force_custom_plan"),
+            ("jit", "off"),
+            ("random_page_cost", "1.1"),
+            ("work_mem", "64MB"),
+            ("application_name", "synapse-media-usage"),
+        ] {
+            let shown: String = sqlx::query_scalar(&format!("SHOW {setting}"))
+                .fetch_one(&mut session)
+                .await
+                .unwrap();
+            assert_eq!(shown, value, "{setting}");
+        }
+    });
+}
+
+/// Makes reading users fail with an SQLSTATE of one's own.
+fn fail_with(database: &Database, code: &str) {
+    block_on(database.run(&format!(
+        "CREATE OR REPLACE FUNCTION fail() RETURNS boolean LANGUAGE plpgsql AS
+           $$ BEGIN RAISE EXCEPTION 'row content' USING ERRCODE = '{code}'; END $$;
+         ALTER TABLE users RENAME TO real_users;
+         CREATE VIEW users AS SELECT * FROM real_users WHERE fail();
+         GRANT SELECT ON users TO media_usage;"
+    )));
+}
+
+#[test]
+fn each_failure_of_the_database_has_its_answer_and_ends_its_connection() {
+    let database = block_on(Database::of_conformance("synapse-94"));
+    let function = start(&database.url());
+    let pid = || {
+        block_on(async {
+            let mut superuser = database.superuser().await;
+            let pids = "SELECT max(pid) FROM pg_stat_activity WHERE usename = 'media_usage' AND datname = current_database()";
+            sqlx::query_scalar::<_, Option<i32>>(pids).fetch_one(&mut superuser).await.unwrap()
+        })
+    };
+    for (code, status) in [
+        ("08006", 503), // connection failure
+        ("40001", 503), // conflict with recovery, on a replica
+        ("40P01", 503), // deadlock
+        ("53300", 503), // too many connections
+        ("57P01", 503), // admin shutdown
+        ("57P03", 503), // cannot connect now
+        ("57014", 504), // canceled
+        ("42501", 500), // insufficient privilege
+        ("22012", 500), // data exception
+        ("P0001", 500), // raised
+    ] {
+        let before = pid();
+        fail_with(&database, code);
+        let (answer, error) = ask(&function);
+        assert_eq!(
+            (answer, error["errcode"].as_str()),
+            (status, Some("M_UNKNOWN")),
+            "{code}: {error}"
+        );
+        block_on(database.run("DROP VIEW users; ALTER TABLE real_users RENAME TO users"));
+        assert_eq!(ask(&function).0, 200, "{code}");
+        assert_ne!(pid(), before, "{code}");
+    }
+    let log = function.stop();
+    for code in ["08006", "40001", "57014", "22012", "P0001"] {
+        assert!(log.contains(&format!("database error {code}")), "{code}: {log}");
+    }
+    // Messages of classes that quote data are left out.
+    let quoted = log.lines().filter(|line| line.contains("row content"));
+    assert!(quoted.clone().all(|line| !line.contains("22012") && !line.contains("P0001")), "{log}");
+}
+
+#[test]
+fn a_database_that_falls_silent_is_504_in_time() {
+    let database = block_on(Database::of_conformance("synapse-94"));
+    let proxy = Proxy::start();
+    let function = Function::start(&[
+        ("DATABASE_URL", &proxy.url(&database)),
+        ("STATEMENT_TIMEOUT_MS", "100"),
+    ]);
+    assert_eq!(ask(&function).0, 200);
+    proxy.silence(true);
+    let (status, error) = ask(&function);
+    assert_eq!((status, error["errcode"].as_str()), (504, Some("M_UNKNOWN")), "{error}");
+    proxy.silence(false);
+    assert_eq!(ask(&function).0, 200);
+    assert!(function.stop().contains("no answer from the database within 4100 ms"));
 }
 
 #[test]

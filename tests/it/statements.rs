@@ -14,13 +14,13 @@ use sqlx::{PgConnection, Row};
 use synapse_media_usage::{
     page::UserMedia,
     query::{Args, Direction, MediaUsageQuery, OrderBy, SearchTerm},
-    statement::{STATEMENTS, Statement},
+    statement::{ACCESS_TOKEN, STATEMENTS, Statement},
 };
 
 use crate::support::{
     block_on,
     cases::{Case, cases},
-    database::Database,
+    database::{Database, SCHEMAS},
 };
 
 /// What a page statement answers.
@@ -326,6 +326,27 @@ fn every_statement_answers_what_the_reference_answers_on_adversarial_data() {
                         );
                     }
                 }
+            }
+        }
+    });
+}
+
+#[test]
+fn every_statement_runs_on_every_schema() {
+    block_on(async {
+        for schema in SCHEMAS {
+            let database = Database::of_conformance(schema).await;
+            let mut session = database.session().await;
+            let (mut runner, query) = (runner(), query());
+            sqlx::query(ACCESS_TOKEN).bind("").fetch_all(&mut session).await.unwrap();
+            for statement in STATEMENTS {
+                let query = asking_for(statement, &mut runner, &query);
+                let expected = reference(&mut session, &query).await;
+                assert_eq!(
+                    run(&mut session, statement.sql, &query).await.unwrap(),
+                    expected,
+                    "{schema} {query:?}"
+                );
             }
         }
     });

@@ -151,7 +151,7 @@ impl Database {
     /// A connection with the function's role and session settings.
     pub async fn session(&self) -> PgConnection {
         let config = config(&self.url()).unwrap();
-        Connector::new(config).connect().await.unwrap().postgres
+        Connector::new(config).connect().await.unwrap()
     }
 
     /// The URL for the function, with its role and over TCP.

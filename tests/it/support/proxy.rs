@@ -5,7 +5,7 @@ use std::{
     net::{Shutdown, TcpListener, TcpStream},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
 };
@@ -19,6 +19,7 @@ use super::{
 pub struct Proxy {
     port: u16,
     round_trips: Arc<AtomicUsize>,
+    silent: Arc<AtomicBool>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -32,7 +33,8 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let round_trips = Arc::new(AtomicUsize::new(0));
-        let count = Arc::clone(&round_trips);
+        let silent = Arc::new(AtomicBool::new(false));
+        let (count, silence) = (Arc::clone(&round_trips), Arc::clone(&silent));
         thread::spawn(move || {
             for client in listener.incoming() {
                 let client = client.unwrap();
@@ -43,17 +45,23 @@ impl Proxy {
                 {
                     source.set_nodelay(true).unwrap();
                     let (source, sink) = (source.try_clone().unwrap(), sink.try_clone().unwrap());
-                    let (latest, count) = (Arc::clone(&latest), Arc::clone(&count));
-                    thread::spawn(move || copy(source, sink, from, &latest, &count));
+                    let (latest, count, silence) =
+                        (Arc::clone(&latest), Arc::clone(&count), Arc::clone(&silence));
+                    thread::spawn(move || copy(source, sink, from, &latest, &count, &silence));
                 }
             }
         });
-        Self { port, round_trips }
+        Self { port, round_trips, silent }
     }
 
     /// The URL of a database by way of this proxy.
     pub fn url(&self, database: &Database) -> String {
         database.url().replace(&format!(":{}/", cluster().port), &format!(":{}/", self.port))
+    }
+
+    /// Keeps what is sent, in either direction, from arriving: for good.
+    pub fn silence(&self, silent: bool) {
+        self.silent.store(silent, Ordering::SeqCst);
     }
 
     /// How often the client has spoken after the server had.
@@ -68,6 +76,7 @@ fn copy(
     from: From,
     latest: &Mutex<From>,
     round_trips: &AtomicUsize,
+    silence: &AtomicBool,
 ) {
     let mut buffer = [0; 16 * 1024];
     while let Ok(length @ 1..) = source.read(&mut buffer) {
@@ -77,6 +86,9 @@ fn copy(
         }
         *latest = from;
         drop(latest);
+        if silence.load(Ordering::SeqCst) {
+            continue;
+        }
         if sink.write_all(&buffer[..length]).is_err() {
             break;
         }
