@@ -1,13 +1,13 @@
 //! The question itself: binds and rows.
 
 use futures_util::TryStreamExt;
-use sqlx::{PgConnection, Row, postgres::PgRow};
+use sqlx::{Row, postgres::PgRow};
 
 use crate::{
     auth::Admin,
     error::Error,
     page::{Budget, Page, UserMedia},
-    postgres::failure,
+    postgres::{Connection, failure},
     query::{MediaUsageQuery, SearchTerm},
     statement::Statement,
 };
@@ -22,13 +22,13 @@ use crate::{
 ///
 /// The `Database` errors of [`Error`], and [`Error::UserTooLarge`].
 pub async fn media_usage(
-    connection: &mut PgConnection,
+    connection: &mut Connection,
     _admin: &Admin,
     query: &MediaUsageQuery,
     budget: Budget,
 ) -> Result<String, Error> {
-    let statement = Statement::for_query(query).ok_or_else(|| Error::DatabaseFailed {
-        cause: "no statement answers this order".to_owned(),
+    let statement = Statement::for_query(query, connection.small).ok_or_else(|| {
+        Error::DatabaseFailed { cause: "no statement answers this order".to_owned() }
     })?;
     let mut rows = sqlx::query(statement.sql)
         // Rows that no page can hold need not be sent.
@@ -37,7 +37,7 @@ pub async fn media_usage(
         .bind(query.window.after)
         .bind(query.window.until)
         .bind(query.search_term.as_ref().map(SearchTerm::expose))
-        .fetch(connection);
+        .fetch(&mut connection.session);
     let mut page = Page::new(query.from, budget);
     let mut pushed = Ok(());
     let mut total = 0;

@@ -2,9 +2,9 @@
 
 use std::{error::Error as _, sync::Mutex, time::Duration};
 
-use sqlx::{ConnectOptions, PgConnection, postgres::PgConnectOptions};
+use sqlx::{ConnectOptions, Executor, PgConnection, Row, postgres::PgConnectOptions};
 
-use crate::{config::Config, error::Error};
+use crate::{config::Config, error::Error, statement::SMALL};
 
 /// How long opening a connection may take, TLS and authentication included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
@@ -18,7 +18,16 @@ pub struct Connector {
     options: PgConnectOptions,
     /// How long a request may take, connecting included.
     patience: Duration,
-    idle: Mutex<Option<PgConnection>>,
+    idle: Mutex<Option<Connection>>,
+}
+
+/// A connection to the database.
+#[derive(Debug)]
+pub struct Connection {
+    /// The connection itself.
+    pub session: PgConnection,
+    /// Whether there were only few media when it was opened, see [`SMALL`].
+    pub small: bool,
 }
 
 impl Connector {
@@ -64,7 +73,7 @@ impl Connector {
     ///
     /// [`Error::DatabaseUnavailable`] if there is none within 4 seconds;
     /// [`Error::DatabaseFailed`] if the server refuses this user or database.
-    pub async fn connection(&self) -> Result<PgConnection, Error> {
+    pub async fn connection(&self) -> Result<Connection, Error> {
         let idle = self.idle().take();
         match idle {
             Some(connection) => Ok(connection),
@@ -77,10 +86,15 @@ impl Connector {
     /// # Errors
     ///
     /// As [`Connector::connection`].
-    pub async fn connect(&self) -> Result<PgConnection, Error> {
-        match tokio::time::timeout(CONNECT_TIMEOUT, self.options.connect()).await {
-            Ok(Ok(connection)) => Ok(connection),
-            Ok(Err(error)) => Err(failure("connecting", &error)),
+    pub async fn connect(&self) -> Result<Connection, Error> {
+        let connect = async {
+            let mut session = self.options.connect().await?;
+            // Where this fails, the request's own statements will fail too, and say why.
+            let small = session.fetch_one(SMALL).await.and_then(|row| row.try_get("small"));
+            Ok(Connection { session, small: small.unwrap_or(false) })
+        };
+        match tokio::time::timeout(CONNECT_TIMEOUT, connect).await {
+            Ok(connection) => connection.map_err(|error| failure("connecting", &error)),
             Err(_) => Err(Error::DatabaseUnavailable {
                 cause: format!("connecting took longer than {} s", CONNECT_TIMEOUT.as_secs()),
             }),
@@ -88,7 +102,7 @@ impl Connector {
     }
 
     /// Takes back a connection that is fit for the next request.
-    pub fn give_back(&self, connection: PgConnection) {
+    pub fn give_back(&self, connection: Connection) {
         *self.idle() = Some(connection);
     }
 
@@ -109,7 +123,7 @@ impl Connector {
         })
     }
 
-    fn idle(&self) -> std::sync::MutexGuard<'_, Option<PgConnection>> {
+    fn idle(&self) -> std::sync::MutexGuard<'_, Option<Connection>> {
         // Nothing in here panics while it holds the lock.
         self.idle.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }

@@ -5,8 +5,6 @@ use lambda_http::{
     http::{HeaderValue, Method, StatusCode, header},
 };
 
-use sqlx::PgConnection;
-
 use crate::{
     auth::{AccessToken, Authenticator},
     config::{Config, ConfigError},
@@ -14,7 +12,7 @@ use crate::{
     event::{Answer, Event, Kind, RawQuery},
     media_usage::media_usage,
     page::Budget,
-    postgres::Connector,
+    postgres::{Connection, Connector},
     query::{Args, MediaUsageQuery},
 };
 
@@ -123,13 +121,13 @@ impl Service {
 
     async fn read_from(
         &self,
-        connection: &mut PgConnection,
+        connection: &mut Connection,
         token: &AccessToken,
         args: &Args,
         budget: Budget,
         now_ms: i64,
     ) -> Result<String, Error> {
-        let admin = self.authenticator.admin(connection, token, now_ms).await?;
+        let admin = self.authenticator.admin(&mut connection.session, token, now_ms).await?;
         // After the token, as in Synapse: who may not ask does not learn what may be asked.
         let query = MediaUsageQuery::parse(args)?;
         media_usage(connection, &admin, &query, budget).await

@@ -10,6 +10,9 @@ use crate::query::{Direction, MediaUsageQuery, OrderBy};
 /// The user of an access token; one parameter, the token.
 pub const ACCESS_TOKEN: &str = include_str!("sql/access_token.sql");
 
+/// Whether there are only few media; no parameter.
+pub const SMALL: &str = include_str!("sql/small.sql");
+
 /// A statement that answers a [`MediaUsageQuery`] with the page and the total.
 ///
 /// Its parameters are limit, offset, [`TimeWindow::after`](crate::query::TimeWindow::after),
@@ -49,10 +52,14 @@ impl Shape {
     /// Admin UIs ask for 1000 at most.
     const SMALL_PAGE: i64 = 1000;
 
-    /// The rule. It depends on nothing that differs between the pages of one walk; and as every
-    /// shape gives the same answer, pages would fit together even if it did.
+    /// The rule. `small` is what [`SMALL`] says. It depends on nothing that differs between the
+    /// pages of one walk; and as every shape gives the same answer, pages would fit together even
+    /// if it did.
     #[must_use]
-    pub fn for_query(query: &MediaUsageQuery) -> Self {
+    pub fn for_query(query: &MediaUsageQuery, small: bool) -> Self {
+        if small {
+            return Self::OnePass;
+        }
         let bounded = query.window.is_bounded();
         let searches = query.search_term.is_some();
         // Whether the page's users can be known, and be few, before anything is summed up. Counts
@@ -206,9 +213,13 @@ impl Statement {
     /// The statement that answers a query. There is one for each: a test asks for every shape
     /// and order that [`Shape::for_query`] can name.
     #[must_use]
-    pub fn for_query(query: &MediaUsageQuery) -> Option<&'static Self> {
-        let wanted =
-            (Shape::for_query(query), query.order_by, query.dir, query.search_term.is_some());
+    pub fn for_query(query: &MediaUsageQuery, small: bool) -> Option<&'static Self> {
+        let wanted = (
+            Shape::for_query(query, small),
+            query.order_by,
+            query.dir,
+            query.search_term.is_some(),
+        );
         STATEMENTS.iter().find(|it| (it.shape, it.order_by, it.dir, it.searches) == wanted)
     }
 }
@@ -229,10 +240,12 @@ mod tests {
                     for limit in [1000, 1001] {
                         let text = format!("order_by={order_by}&dir={dir}&limit={limit}{filters}");
                         let query = MediaUsageQuery::parse(&Args::parse(&text)).unwrap();
-                        let statement = Statement::for_query(&query).unwrap();
-                        let spliced = statement.sql.replace("'{}'", "");
-                        assert!(!spliced.contains('{'), "{text}: {spliced}");
-                        answering.push(statement);
+                        for small in [true, false] {
+                            let statement = Statement::for_query(&query, small).unwrap();
+                            let spliced = statement.sql.replace("'{}'", "");
+                            assert!(!spliced.contains('{'), "{text}: {spliced}");
+                            answering.push(statement);
+                        }
                     }
                 }
             }

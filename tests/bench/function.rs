@@ -31,53 +31,56 @@ fn warm(database: &Database, rounds: usize) {
     let function = Function::start(&[("DATABASE_URL", &database.url())]);
     let page = event("");
     let preflight = page.replace("\"method\":\"GET\"", "\"method\":\"OPTIONS\"");
-    let time = |event: &str| {
-        let start = Instant::now();
-        function.invoke(event.as_bytes()).unwrap();
-        start.elapsed()
-    };
     for _ in 0..10 {
-        time(&page);
+        time_of(&function, &page);
     }
     let (pages, preflights): (Vec<_>, Vec<_>) =
-        (0..rounds).map(|_| (time(&page), time(&preflight))).unzip();
-    // Logging takes time of its own, so that these rounds are others.
-    block_on(database.run("ALTER ROLE media_usage SET log_min_duration_statement = 0"));
+        (0..rounds).map(|_| (time_of(&function, &page), time_of(&function, &preflight))).unzip();
     function.stop();
+    // Logging takes time of its own, so that these rounds are others. The server logs one line
+    // each for binding, which is planning, and for executing a statement.
+    block_on(database.run("ALTER ROLE media_usage SET log_duration = on"));
     let function = Function::start(&[("DATABASE_URL", &database.url())]);
+    for _ in 0..10 {
+        time_of(&function, &page);
+    }
     let before = fs::metadata(&cluster().log).unwrap().len();
-    let mut logged_rounds = Vec::new();
     for _ in 0..rounds {
-        let start = Instant::now();
-        function.invoke(page.as_bytes()).unwrap();
-        logged_rounds.push(start.elapsed());
+        time_of(&function, &page);
     }
     function.stop();
-    block_on(database.run("ALTER ROLE media_usage RESET log_min_duration_statement"));
+    block_on(database.run("ALTER ROLE media_usage RESET log_duration"));
     let log = fs::read(&cluster().log).unwrap();
-    let log = String::from_utf8_lossy(&log[usize::try_from(before).unwrap()..]).into_owned();
-    let reported = statement_times(&log);
+    let reported =
+        statement_times(&String::from_utf8_lossy(&log[usize::try_from(before).unwrap()..]));
+    assert_eq!(reported.len(), 4 * rounds);
     let per_request: Vec<Duration> =
-        reported.chunks_exact(reported.len() / rounds).map(|times| times.iter().sum()).collect();
-    let added = median(logged_rounds).saturating_sub(median(per_request.clone()));
+        reported.chunks_exact(4).map(|times| times.iter().sum()).collect();
+    let [page, statements, exchange] =
+        [pages, per_request, preflights].map(|times| ms(median(times)));
     println!("## Warm, on the recorded cases' rows: a page of 67 users\n");
     println!("| | ms |\n|---|---|");
-    println!("| a request, event in and answer out | {:.2} |", ms(median(pages)));
-    println!("| of which the statements, by the server's log | {:.2} |", ms(median(per_request)));
+    println!("| a request, event in and answer out | {page:.2} |");
+    println!("| - its two statements, by the server's own log | {statements:.2} |");
     println!(
-        "| what the function adds to them, Runtime API and network included | {:.2} |",
-        ms(added)
+        "| - the exchange with the Runtime API, as an OPTIONS request takes it | {exchange:.2} |"
     );
-    println!("| a request without statements (OPTIONS) | {:.2} |", ms(median(preflights)));
+    println!(
+        "| - the rest: the function and two round trips | {:.2} |",
+        page - statements - exchange
+    );
 }
 
-/// Durations of parse, bind and execute, from lines such as `duration: 0.123 ms  bind sqlx_s_1: ...`.
+fn time_of(function: &Function, event: &str) -> Duration {
+    function.timed(event.as_bytes()).0
+}
+
+/// From lines such as `synapse-media-usage: LOG:  duration: 0.123 ms`.
 fn statement_times(log: &str) -> Vec<Duration> {
     log.lines()
-        .filter_map(|line| line.split_once("synapse-media-usage: LOG:  duration: "))
-        .filter_map(|(_, rest)| rest.split_once(" ms  "))
-        // The first request prepares; the others do not.
-        .filter(|(_, what)| what.starts_with("bind") || what.starts_with("execute"))
+        .filter_map(|line| {
+            line.split_once("synapse-media-usage: LOG:  duration: ")?.1.split_once(" ms")
+        })
         .map(|(ms, _)| Duration::from_secs_f64(ms.parse::<f64>().unwrap() / 1000.0))
         .collect()
 }

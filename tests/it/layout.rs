@@ -6,10 +6,11 @@ use std::fs;
 use crate::support::{project, read};
 
 /// A module may import from those before it. On one level they may not import each other.
-const LEVELS: [&[&str]; 8] = [
+const LEVELS: [&[&str]; 9] = [
     &["error"],
     &["query", "page", "config", "log"],
-    &["statement", "postgres", "event"],
+    &["statement"],
+    &["postgres", "event"],
     &["auth"],
     &["media_usage"],
     &["service"],

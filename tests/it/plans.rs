@@ -20,7 +20,7 @@ struct Scan {
 
 /// Executes the statement of a query as the function does, and returns its scans of tables.
 async fn scans(session: &mut PgConnection, query: &MediaUsageQuery) -> Vec<Scan> {
-    let statement = Statement::for_query(query).unwrap();
+    let statement = Statement::for_query(query, false).unwrap();
     let explain = format!("EXPLAIN (ANALYZE, FORMAT JSON) {}", statement.sql);
     let plan: Value = sqlx::query_scalar(&explain)
         .bind(query.limit)
@@ -109,7 +109,7 @@ fn every_statement_keeps_the_promises_of_its_header() {
                 let by_index = media
                     .iter()
                     .all(|scan| scan.index.as_deref() == Some("users_have_local_media"));
-                match Shape::for_query(&query) {
+                match Shape::for_query(&query, false) {
                     Shape::Walk | Shape::Counts => assert!(by_index, "{text}: {media:?}"),
                     Shape::Search if few => assert!(by_index, "{text}: {media:?}"),
                     // One pass, by whichever parallel workers there are.
@@ -117,7 +117,7 @@ fn every_statement_keeps_the_promises_of_its_header() {
                         assert!(media.len() == 1 && media[0].times <= 3, "{text}: {media:?}");
                     }
                 }
-                if let Shape::Walk = Shape::for_query(&query) {
+                if let Shape::Walk = Shape::for_query(&query, false) {
                     // Far fewer steps than users, and one look for each user of the page.
                     let times: u64 = media.iter().map(|scan| scan.times).sum();
                     assert!(times < USERS / 2, "{text}: {times} scans");

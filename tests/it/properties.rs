@@ -130,7 +130,7 @@ fn any_event_gets_a_page_or_a_matrix_error() {
 
 #[test]
 fn a_walk_by_next_token_visits_every_user_once_and_in_order() {
-    let database = block_on(Database::of_conformance("synapse-94"));
+    let database = block_on(async { Database::of_conformance("synapse-94").await.enlarge().await });
     let service = database.service();
     let ask = |query: &str| -> Value {
         let event = Gateway::RestApi.event(&request(Some(query))).unwrap();

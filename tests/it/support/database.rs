@@ -136,6 +136,15 @@ impl Database {
         database
     }
 
+    /// Makes the table of media a large one, with the same rows in it: the function then answers
+    /// as it does on a homeserver that has been used.
+    pub async fn enlarge(self) -> Self {
+        let rows = "INSERT INTO local_media_repository (user_id, upload_name) SELECT '@gone:x', 'filler' FROM generate_series(1, 30000);
+                    DELETE FROM local_media_repository WHERE upload_name = 'filler'";
+        self.run(rows).await;
+        self
+    }
+
     /// Runs statements as the superuser.
     pub async fn run(&self, sql: &str) {
         let mut superuser = self.superuser().await;
@@ -151,7 +160,7 @@ impl Database {
     /// A connection with the function's role and session settings.
     pub async fn session(&self) -> PgConnection {
         let config = config(&self.url()).unwrap();
-        Connector::new(config).connect().await.unwrap()
+        Connector::new(config).connect().await.unwrap().session
     }
 
     /// The URL for the function, with its role and over TCP.

@@ -7,6 +7,7 @@ use std::{
     process::{Child, Command, Stdio},
     sync::{Arc, OnceLock, mpsc},
     thread::{self, JoinHandle},
+    time::{Duration, Instant},
 };
 
 use http_body_util::{BodyExt, Full};
@@ -27,7 +28,7 @@ pub type Outcome = Result<Value, Value>;
 pub struct Function {
     process: Child,
     events: tokio::sync::mpsc::UnboundedSender<Bytes>,
-    outcomes: mpsc::Receiver<Outcome>,
+    outcomes: mpsc::Receiver<Result<Bytes, Bytes>>,
     output: Option<JoinHandle<String>>,
 }
 
@@ -70,8 +71,19 @@ impl Function {
 
     /// Sends one event and waits for what comes of it.
     pub fn invoke(&self, event: &[u8]) -> Outcome {
-        self.events.send(Bytes::copy_from_slice(event)).unwrap();
-        self.outcomes.recv().unwrap()
+        self.timed(event).1
+    }
+
+    /// The same, and how long it took.
+    pub fn timed(&self, event: &[u8]) -> (Duration, Outcome) {
+        let event = Bytes::copy_from_slice(event);
+        let start = Instant::now();
+        self.events.send(event).unwrap();
+        let outcome = self.outcomes.recv().unwrap();
+        let time = start.elapsed();
+        let json =
+            |body: Bytes| serde_json::from_slice(&body).unwrap_or_else(|error| panic!("{error}"));
+        (time, outcome.map(json).map_err(json))
     }
 
     /// The most memory that the process has had resident so far, in bytes.
@@ -123,7 +135,7 @@ pub fn release_binary() -> &'static PathBuf {
 /// What the Runtime API shares between its connections.
 struct State {
     events: Mutex<tokio::sync::mpsc::UnboundedReceiver<Bytes>>,
-    outcomes: mpsc::Sender<Outcome>,
+    outcomes: mpsc::Sender<Result<Bytes, Bytes>>,
     /// The number of the invocation under way; the next one is asked for only after its end.
     under_way: Mutex<Option<u64>>,
     count: std::sync::atomic::AtomicU64,
@@ -132,7 +144,7 @@ struct State {
 /// Serves a Runtime API on a free port of loopback, and returns its address.
 fn runtime_api(
     events: tokio::sync::mpsc::UnboundedReceiver<Bytes>,
-    outcomes: mpsc::Sender<Outcome>,
+    outcomes: mpsc::Sender<Result<Bytes, Bytes>>,
 ) -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
@@ -200,14 +212,13 @@ async fn answer(
         .take()
         .unwrap_or_else(|| panic!("{path} without an invocation"));
     let prefix = format!("invocation/{}/", id(number));
-    let json = || serde_json::from_slice(&body).unwrap_or_else(|error| panic!("{path}: {error}"));
     // 6 MB, and what AWS allows beyond it (Lambda quotas).
     assert!(body.len() <= 6 * 1024 * 1024 + 100, "a response of {} bytes", body.len());
     let outcome = match (parts.method, path.strip_prefix(&prefix)) {
-        (Method::POST, Some("response")) => Ok(json()),
+        (Method::POST, Some("response")) => Ok(body),
         (Method::POST, Some("error")) => {
             assert!(parts.headers.contains_key("lambda-runtime-function-error-type"));
-            Err(json())
+            Err(body)
         }
         (method, _) => panic!("{method} {path}"),
     };
