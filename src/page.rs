@@ -176,16 +176,22 @@ mod tests {
 
     #[test]
     fn a_page_ends_where_its_budget_does() {
-        let mut page = Page::new(40, Budget(1000));
-        for _ in 0..100 {
-            page.push(&user(&"\"".repeat(20))).unwrap();
+        // Every size, so that one of them is the least that the last user needs.
+        for budget in 500..800 {
+            let mut page = Page::new(i64::MAX - 200, Budget(budget));
+            for _ in 0..100 {
+                page.push(&user(&"\"".repeat(20))).unwrap();
+            }
+            let body = page.into_body(i64::MAX);
+            let response = serde_json::to_string(&body).unwrap().len() - 2;
+            assert!(response <= budget, "{response} {budget}");
+            // Another user would not have fitted.
+            assert!(response + 200 > budget, "{response} {budget}");
+            let answer: Value = serde_json::from_str(&body).unwrap();
+            let returned = i64::try_from(answer["users"].as_array().unwrap().len()).unwrap();
+            assert_eq!(answer["next_token"], json!(i64::MAX - 200 + returned));
         }
-        let body = page.into_body(200);
-        assert!(serde_json::to_string(&body).unwrap().len() <= 1000, "{body}");
-        let answer: Value = serde_json::from_str(&body).unwrap();
-        let returned = answer["users"].as_array().unwrap().len();
-        assert!(returned > 3, "{returned}");
-        assert_eq!(answer["next_token"], json!(40 + returned));
+        assert!(Budget::INVOCATION.most_users() < 80_000);
     }
 
     #[test]

@@ -92,10 +92,6 @@ pub fn run(scale: &Scale) {
     for set in &scale.sets {
         let (database, facts) = block_on(prepare(set, scale.smoke));
         println!("\n## {set}: {} users with media\n", facts.0);
-        println!(
-            "| order_by | dir | request | Synapse's statements, ms | the function, ms | times faster |"
-        );
-        println!("|---|---|---|---|---|---|");
         let function = Function::start(&[
             ("DATABASE_URL", &database.url()),
             ("STATEMENT_TIMEOUT_MS", "600000"),

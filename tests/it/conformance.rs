@@ -115,3 +115,15 @@ fn every_recorded_answer_through_the_binary_and_every_gateway() {
         function.stop();
     }
 }
+
+#[test]
+fn a_token_expires_after_its_last_millisecond() {
+    let database = block_on(Database::of_conformance("synapse-94"));
+    let service = database.service();
+    let case =
+        cases().into_iter().find(|case| case.name == "token/query/syt-admin-year2100").unwrap();
+    for (now_ms, status) in [(4_102_444_800_000, 200), (4_102_444_800_001, 401)] {
+        let response = block_on(service.respond(&request(&case), Budget::INVOCATION, now_ms));
+        assert_eq!(response.status(), status, "{now_ms}");
+    }
+}

@@ -97,3 +97,20 @@ fn a_line_of_the_json_log_is_one_object() {
     assert_eq!(line["level"], "ERROR");
     assert_eq!(line["error"], "DATABASE_URL is not set");
 }
+
+#[test]
+fn the_level_is_info_unless_set_and_a_wrong_one_is_said() {
+    for (level, lines) in [("INFO", 0), ("FATAL", 0), ("DEBUG", 1), ("loud", 1), ("", 0)] {
+        let variables = [
+            ("DATABASE_URL", "postgres://x@127.0.0.1:1/x?sslmode=disable"),
+            ("AWS_LAMBDA_LOG_LEVEL", level),
+        ];
+        let function = Function::start(&variables[..if level.is_empty() { 1 } else { 2 }]);
+        let event = r#"{"httpMethod":"GET","path":"/"}"#;
+        assert_eq!(function.invoke(event.as_bytes()).unwrap()["statusCode"], 404);
+        let log = function.stop();
+        // All but the failure to connect.
+        let others = log.lines().filter(|line| !line.contains("the request failed"));
+        assert_eq!(others.count(), lines, "{level}: {log}");
+    }
+}
