@@ -61,7 +61,7 @@ impl Connector {
         Self {
             options,
             // The server gives up a statement by itself. This is for a server that does not, or
-            // that is not there any more, and stays below the 28 s of template.yaml.
+            // that is not there any more. template.yaml keeps it below the function's own timeout.
             patience: config.statement_timeout + CONNECT_TIMEOUT,
             idle: Mutex::new(None),
         }
@@ -156,7 +156,8 @@ pub fn failure(doing: &str, error: &sqlx::Error) -> Error {
                 _ => Error::DatabaseFailed { cause },
             }
         }
-        sqlx::Error::Io(_) | sqlx::Error::Tls(_) => {
+        // A server, or what stands before it, that breaks off in mid-sentence is one that restarts.
+        sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) => {
             let mut cause = format!("{error} while {doing}");
             let mut source = error.source().and_then(std::error::Error::source);
             while let Some(inner) = source {

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use synapse_media_usage::{config::Config, postgres::Connector};
 
 use crate::{
     events::request,
@@ -90,6 +91,27 @@ fn the_connection_is_open_before_the_first_event() {
         }
     });
     function.stop();
+}
+
+#[test]
+fn a_connection_knows_whether_there_are_only_few_media() {
+    let small = |database: &Database| {
+        let config = Config::read(|name| (name == "DATABASE_URL").then(|| database.url())).unwrap();
+        block_on(Connector::new(config).connect()).unwrap().small
+    };
+    let database = block_on(Database::of_conformance("synapse-94"));
+    assert!(small(&database));
+    // It does not wait for whoever locks the table.
+    block_on(async {
+        let mut superuser = database.superuser().await;
+        sqlx::raw_sql("BEGIN; LOCK local_media_repository").execute(&mut superuser).await.unwrap();
+        let config = Config::read(|name| (name == "DATABASE_URL").then(|| database.url())).unwrap();
+        assert!(Connector::new(config).connect().await.unwrap().small);
+    });
+    let database = block_on(database.enlarge());
+    assert!(!small(&database));
+    // Nobody has counted yet.
+    assert!(!small(&block_on(Database::new("synapse-84"))));
 }
 
 #[test]

@@ -133,6 +133,8 @@ impl Database {
         // The only column of the rows that the older schema lacks is read by nobody.
         let rows = if schema == "synapse-84" { without_suspended(&rows) } else { rows };
         database.run(&rows).await;
+        // As autovacuum would.
+        database.run("ANALYZE local_media_repository").await;
         database
     }
 
@@ -142,6 +144,7 @@ impl Database {
         let rows = "INSERT INTO local_media_repository (user_id, upload_name) SELECT '@gone:x', 'filler' FROM generate_series(1, 30000);
                     DELETE FROM local_media_repository WHERE upload_name = 'filler'";
         self.run(rows).await;
+        self.run("ANALYZE local_media_repository").await;
         self
     }
 
