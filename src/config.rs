@@ -26,7 +26,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads the variables through `variable`, which is [`std::env::var`] but in tests.
+    /// Reads the variables through `variable`, which is the environment but in tests.
     ///
     /// # Errors
     ///

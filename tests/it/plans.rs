@@ -1,13 +1,16 @@
 //! Plans as facts: what each statement's header promises, on data large enough to matter.
 
 use serde_json::Value;
-use sqlx::PgConnection;
+use sqlx::{PgConnection, Row};
 use synapse_media_usage::{
-    query::{Args, MediaUsageQuery, SearchTerm},
+    query::{Args, MediaUsageQuery},
     statement::{Shape, Statement},
 };
 
-use crate::support::{block_on, database::Database, read};
+use crate::{
+    statements::bound,
+    support::{block_on, database::Database, read},
+};
 
 /// A scan that was really made: an arm of a choice that was not taken has none.
 #[derive(Debug)]
@@ -22,15 +25,8 @@ struct Scan {
 async fn scans(session: &mut PgConnection, query: &MediaUsageQuery) -> Vec<Scan> {
     let statement = Statement::for_query(query, false).unwrap();
     let explain = format!("EXPLAIN (ANALYZE, FORMAT JSON) {}", statement.sql);
-    let plan: Value = sqlx::query_scalar(&explain)
-        .bind(query.limit)
-        .bind(query.from)
-        .bind(query.window.after)
-        .bind(query.window.until)
-        .bind(query.search_term.as_ref().map(SearchTerm::expose))
-        .fetch_one(session)
-        .await
-        .unwrap();
+    let row = bound(&explain, query).fetch_one(session).await.unwrap();
+    let plan: Value = row.get(0);
     let mut scans = Vec::new();
     collect(&plan[0]["Plan"], &mut scans);
     scans

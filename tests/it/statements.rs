@@ -30,20 +30,26 @@ struct Answer {
     users: Vec<UserMedia>,
 }
 
+/// A text with the parameters of a query, as the function binds them.
+pub fn bound<'q>(
+    sql: &'q str,
+    query: &'q MediaUsageQuery,
+) -> sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments> {
+    sqlx::query(sql)
+        .bind(query.limit)
+        .bind(query.from)
+        .bind(query.window.after)
+        .bind(query.window.until)
+        .bind(query.search_term.as_ref().map(SearchTerm::expose))
+}
+
 /// Runs a text as the function does.
 async fn run(
     connection: &mut PgConnection,
     sql: &str,
     query: &MediaUsageQuery,
 ) -> Result<Answer, sqlx::Error> {
-    let rows = sqlx::query(sql)
-        .bind(query.limit)
-        .bind(query.from)
-        .bind(query.window.after)
-        .bind(query.window.until)
-        .bind(query.search_term.as_ref().map(SearchTerm::expose))
-        .fetch_all(connection)
-        .await?;
+    let rows = bound(sql, query).fetch_all(connection).await?;
     Ok(Answer {
         total: rows[0].try_get("total")?,
         users: rows
