@@ -1,35 +1,73 @@
-//! The release binary behind a Lambda Runtime API of our own (AWS Lambda Developer Guide, "Using
-//! the Lambda runtime API"), which checks what it is sent.
+//! The release binary behind a Lambda Runtime API and Extensions API of our own (AWS Lambda
+//! Developer Guide, "Using the Lambda runtime API" and "Using the Lambda Extensions API"), which
+//! check what they are sent.
 
 use std::{
+    cell::RefCell,
+    convert::Infallible,
+    fs,
+    future::pending,
     io::Read,
     path::PathBuf,
-    process::{Child, Command, Stdio},
-    sync::{Arc, OnceLock, mpsc},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{self, RecvTimeoutError},
+    },
     thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use http_body_util::{BodyExt, Full};
 use hyper::{
-    Method, Request, Response, StatusCode, body::Bytes, body::Incoming, server::conn::http1,
+    Method, Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+    header::HeaderValue,
+    http::request::Parts,
+    server::conn::http1,
     service::service_fn,
 };
 use hyper_util::rt::TokioIo;
-use serde_json::Value;
-use tokio::{net::TcpListener, sync::Mutex};
+use serde_json::{Value, json};
+use tokio::{
+    net::TcpListener,
+    sync::{Mutex, oneshot},
+    task::JoinSet,
+};
 
 use super::{block_on, project};
 
 /// What came of an invocation: the function's response, or the error that it reported.
 pub type Outcome = Result<Value, Value>;
 
+/// Why nothing came of an invocation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoOutcome {
+    /// The process ended.
+    Exit,
+    /// The process was silent until long after the deadline.
+    Silence,
+}
+
+/// How long a real function has for an invocation, see template.yaml.
+const TIMEOUT: Duration = Duration::from_secs(28);
+
 /// A running execution environment.
 pub struct Function {
-    process: Child,
-    events: tokio::sync::mpsc::UnboundedSender<Bytes>,
-    outcomes: mpsc::Receiver<Result<Bytes, Bytes>>,
+    process: RefCell<Child>,
+    events: tokio::sync::mpsc::UnboundedSender<Event>,
+    outcomes: mpsc::Receiver<(Duration, Result<Bytes, Bytes>)>,
     output: Option<JoinHandle<String>>,
+    state: Arc<State>,
+    /// The APIs end when this is dropped.
+    _end: oneshot::Sender<Infallible>,
+}
+
+/// An event, and the time that the function has for it.
+struct Event {
+    payload: Bytes,
+    within: Duration,
 }
 
 impl Function {
@@ -37,7 +75,15 @@ impl Function {
     pub fn start(variables: &[(&str, &str)]) -> Self {
         let (events, to_runtime) = tokio::sync::mpsc::unbounded_channel();
         let (from_runtime, outcomes) = mpsc::channel();
-        let api = runtime_api(to_runtime, from_runtime);
+        let (end, ended) = oneshot::channel();
+        let state = Arc::new(State {
+            events: Mutex::new(to_runtime),
+            outcomes: from_runtime,
+            under_way: Mutex::new(None),
+            count: 0.into(),
+            waits: false.into(),
+        });
+        let api = serve(Arc::clone(&state), ended);
         let mut process = Command::new(release_binary())
             .env_clear()
             .envs([
@@ -66,7 +112,8 @@ impl Function {
             text.extend(stderr.join().unwrap());
             String::from_utf8_lossy(&text).into_owned()
         });
-        Self { process, events, outcomes, output: Some(output) }
+        let process = RefCell::new(process);
+        Self { process, events, outcomes, output: Some(output), state, _end: end }
     }
 
     /// Sends one event and waits for what comes of it.
@@ -74,38 +121,111 @@ impl Function {
         self.timed(event).1
     }
 
-    /// The same, and how long it took.
+    /// The same, with a deadline of one's own.
+    pub fn invoke_within(&self, event: &[u8], within: Duration) -> Outcome {
+        self.answer_within(event, within).unwrap_or_else(|failure| panic!("{failure:?}")).1
+    }
+
+    /// Sends one event, and tells how long it took until its response arrived.
     pub fn timed(&self, event: &[u8]) -> (Duration, Outcome) {
-        let event = Bytes::copy_from_slice(event);
-        let start = Instant::now();
-        self.events.send(event).unwrap();
-        let outcome = self.outcomes.recv().unwrap();
-        let time = start.elapsed();
+        self.answer_within(event, TIMEOUT).unwrap_or_else(|failure| panic!("{failure:?}"))
+    }
+
+    /// The same, with a deadline of one's own, and without taking an outcome for granted. After
+    /// [`NoOutcome`] this function is of no more use.
+    pub fn answer_within(
+        &self,
+        event: &[u8],
+        within: Duration,
+    ) -> Result<(Duration, Outcome), NoOutcome> {
+        let event = Event { payload: Bytes::copy_from_slice(event), within };
+        self.events.send(event).unwrap_or_else(|_| panic!("the Runtime API has ended"));
+        // Longer than an init that cannot connect.
+        let patience = Instant::now() + within + Duration::from_secs(10);
+        let (time, outcome) = loop {
+            match self.outcomes.recv_timeout(Duration::from_millis(100)) {
+                Ok(outcome) => break outcome,
+                Err(RecvTimeoutError::Disconnected) => panic!("the Runtime API has ended"),
+                Err(RecvTimeoutError::Timeout) if self.has_exited() => return Err(NoOutcome::Exit),
+                Err(RecvTimeoutError::Timeout) if Instant::now() > patience => {
+                    return Err(NoOutcome::Silence);
+                }
+                Err(RecvTimeoutError::Timeout) => (),
+            }
+        };
         let json =
             |body: Bytes| serde_json::from_slice(&body).unwrap_or_else(|error| panic!("{error}"));
-        (time, outcome.map(json).map_err(json))
+        Ok((time, outcome.map(json).map_err(json)))
+    }
+
+    /// Whether the process has ended by itself.
+    pub fn has_exited(&self) -> bool {
+        self.process.borrow_mut().try_wait().unwrap().is_some()
+    }
+
+    /// Stops the process as Lambda freezes an execution environment: once it has asked for the
+    /// next event.
+    pub fn pause(&self) {
+        while !self.state.waits.load(Ordering::SeqCst) {
+            assert!(!self.has_exited(), "the process ended by itself");
+            thread::sleep(Duration::from_millis(1));
+        }
+        self.signal("STOP");
+        // The third field: whether it runs, sleeps, or is stopped.
+        let stat = format!("/proc/{}/stat", self.process.borrow().id());
+        while !fs::read_to_string(&stat).unwrap().contains(") T ") {
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Lets a stopped process go on.
+    pub fn resume(&self) {
+        self.signal("CONT");
+    }
+
+    /// Asks the process to end, as Lambda does with an execution environment that it removes, and
+    /// returns all that it wrote, and how it ended.
+    pub fn terminate(mut self) -> (String, ExitStatus) {
+        assert!(!self.has_exited(), "the process ended by itself");
+        self.signal("TERM");
+        let patience = Instant::now() + Duration::from_secs(10);
+        let status = loop {
+            if let Some(status) = self.process.get_mut().try_wait().unwrap() {
+                break status;
+            }
+            assert!(Instant::now() < patience, "the process does not end");
+            thread::sleep(Duration::from_millis(1));
+        };
+        (self.output.take().unwrap().join().unwrap(), status)
+    }
+
+    fn signal(&self, name: &str) {
+        let process = self.process.borrow().id().to_string();
+        // Every shell has `kill`, while not every system has a program of that name.
+        let kill = Command::new("sh").args(["-c", "kill -s $0 $1", name, &process]).status();
+        assert!(kill.unwrap().success());
     }
 
     /// The most memory that the process has had resident so far, in bytes.
     pub fn peak_memory(&self) -> u64 {
         let status =
-            std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
+            fs::read_to_string(format!("/proc/{}/status", self.process.borrow().id())).unwrap();
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
         peak.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
     }
 
     /// Ends the process and returns all that it wrote to its standard output and error.
     pub fn stop(mut self) -> String {
-        assert_eq!(self.process.try_wait().unwrap(), None, "the process ended by itself");
-        self.process.kill().unwrap();
+        assert!(!self.has_exited(), "the process ended by itself");
+        self.process.get_mut().kill().unwrap();
         self.output.take().unwrap().join().unwrap()
     }
 }
 
 impl Drop for Function {
     fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        let _ = self.process.get_mut().kill();
+        let _ = self.process.get_mut().wait();
     }
 }
 
@@ -132,40 +252,44 @@ pub fn release_binary() -> &'static PathBuf {
     })
 }
 
-/// What the Runtime API shares between its connections.
+/// What the APIs share between their connections.
 struct State {
-    events: Mutex<tokio::sync::mpsc::UnboundedReceiver<Bytes>>,
-    outcomes: mpsc::Sender<Result<Bytes, Bytes>>,
-    /// The number of the invocation under way; the next one is asked for only after its end.
-    under_way: Mutex<Option<u64>>,
+    events: Mutex<tokio::sync::mpsc::UnboundedReceiver<Event>>,
+    outcomes: mpsc::Sender<(Duration, Result<Bytes, Bytes>)>,
+    /// The number and the start of the invocation under way; the next one is asked for only after
+    /// its end.
+    under_way: Mutex<Option<(u64, Instant)>>,
     count: std::sync::atomic::AtomicU64,
+    /// Whether the function has asked for an event that is not there yet.
+    waits: AtomicBool,
 }
 
-/// Serves a Runtime API on a free port of loopback, and returns its address.
-fn runtime_api(
-    events: tokio::sync::mpsc::UnboundedReceiver<Bytes>,
-    outcomes: mpsc::Sender<Result<Bytes, Bytes>>,
-) -> String {
+/// Serves both APIs on a free port of loopback, and returns its address.
+fn serve(state: Arc<State>, mut ended: oneshot::Receiver<Infallible>) -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    let state = Arc::new(State {
-        events: Mutex::new(events),
-        outcomes,
-        under_way: Mutex::new(None),
-        count: 0.into(),
-    });
     thread::spawn(move || {
         block_on(async {
             let listener = TcpListener::from_std(listener).unwrap();
-            // One connection after the other: the runtime has one worker, and its connection
-            // ends with its process.
-            while let Ok((stream, _)) = listener.accept().await {
-                stream.set_nodelay(true).unwrap();
-                let service = service_fn(|request| answer(Arc::clone(&state), request));
-                let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
-                if state.events.lock().await.is_closed() {
-                    break;
+            // The runtime has one connection, and an extension has one of its own.
+            let mut connections = JoinSet::new();
+            loop {
+                tokio::select! {
+                    _ = &mut ended => break,
+                    // What went wrong in a connection goes wrong here, and then in the test.
+                    Some(connection) = connections.join_next() => connection.unwrap(),
+                    stream = listener.accept() => {
+                        let stream = stream.unwrap().0;
+                        stream.set_nodelay(true).unwrap();
+                        let state = Arc::clone(&state);
+                        connections.spawn(async move {
+                            let service = service_fn(|request| answer(Arc::clone(&state), request));
+                            let _ = http1::Builder::new()
+                                .serve_connection(TokioIo::new(stream), service)
+                                .await;
+                        });
+                    }
                 }
             }
         });
@@ -180,6 +304,9 @@ async fn answer(
     let (parts, body) = request.into_parts();
     let path = parts.uri.path().to_owned();
     let body = body.collect().await?.to_bytes();
+    if let Some(path) = path.strip_prefix("/2020-01-01/extension/") {
+        return Ok(extension(&parts, path, &body).await);
+    }
     let mut response = Response::new(Full::new(Bytes::new()));
     let path = path.strip_prefix("/2018-06-01/runtime/").unwrap_or_else(|| panic!("{path}"));
     if (parts.method.clone(), path) == (Method::GET, "invocation/next") {
@@ -187,30 +314,37 @@ async fn answer(
             state.under_way.lock().await.is_none(),
             "asked for the next event before answering"
         );
+        state.waits.store(true, Ordering::SeqCst);
         let Some(event) = state.events.lock().await.recv().await else {
             *response.status_mut() = StatusCode::GONE;
             return Ok(response);
         };
-        let number = state.count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        *state.under_way.lock().await = Some(number);
+        state.waits.store(false, Ordering::SeqCst);
+        let number = state.count.fetch_add(1, Ordering::Relaxed);
+        *state.under_way.lock().await = Some((number, Instant::now()));
+        let deadline = (SystemTime::now() + event.within).duration_since(UNIX_EPOCH).unwrap();
         let headers = response.headers_mut();
         headers.insert("lambda-runtime-aws-request-id", id(number).parse().unwrap());
-        headers.insert("lambda-runtime-deadline-ms", "32503680000000".parse().unwrap());
+        headers.insert(
+            "lambda-runtime-deadline-ms",
+            deadline.as_millis().to_string().parse().unwrap(),
+        );
         let arn = "arn:aws:lambda:eu-central-1:123456789012:function:synapse-media-usage";
         headers.insert("lambda-runtime-invoked-function-arn", arn.parse().unwrap());
         headers.insert(
             "lambda-runtime-trace-id",
             "Root=1-5bef4de7-ad49b0e87f6ef6c87fc2e700;Sampled=0".parse().unwrap(),
         );
-        *response.body_mut() = Full::new(event);
+        *response.body_mut() = Full::new(event.payload);
         return Ok(response);
     }
-    let number = state
+    let (number, start) = state
         .under_way
         .lock()
         .await
         .take()
         .unwrap_or_else(|| panic!("{path} without an invocation"));
+    let time = start.elapsed();
     let prefix = format!("invocation/{}/", id(number));
     // 6 MB, and what AWS allows beyond it (Lambda quotas).
     assert!(body.len() <= 6 * 1024 * 1024 + 100, "a response of {} bytes", body.len());
@@ -222,10 +356,37 @@ async fn answer(
         }
         (method, _) => panic!("{method} {path}"),
     };
-    state.outcomes.send(outcome).unwrap();
+    // A test that has given up waiting is none that this harms.
+    let _ = state.outcomes.send((time, outcome));
     *response.status_mut() = StatusCode::ACCEPTED;
     *response.body_mut() = Full::new(Bytes::from_static(b"{\"status\":\"OK\"}"));
     Ok(response)
+}
+
+/// What an extension gets that has subscribed to no events.
+async fn extension(parts: &Parts, path: &str, body: &[u8]) -> Response<Full<Bytes>> {
+    const IDENTIFIER: &str = "lambda-extension-identifier";
+    const IT: &str = "3d2b7a4c-0000-4000-8000-000000000001";
+    match (&parts.method, path) {
+        (&Method::POST, "register") => {
+            assert!(parts.headers.contains_key("lambda-extension-name"));
+            let subscription: Value = serde_json::from_slice(body).unwrap();
+            assert_eq!(subscription, json!({ "events": [] }));
+            let function = json!({
+                "functionName": "synapse-media-usage",
+                "functionVersion": "$LATEST",
+                "handler": "bootstrap",
+            });
+            let mut response = Response::new(Full::new(function.to_string().into()));
+            response.headers_mut().insert(IDENTIFIER, HeaderValue::from_static(IT));
+            response
+        }
+        (&Method::GET, "event/next") => {
+            assert_eq!(parts.headers[IDENTIFIER], IT);
+            pending().await
+        }
+        (method, _) => panic!("{method} {path}"),
+    }
 }
 
 fn id(number: u64) -> String {
