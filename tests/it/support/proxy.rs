@@ -1,57 +1,141 @@
-//! A wire between the function and the database that can be watched.
+//! A wire between the function and the database that can be watched and broken.
 
 use std::{
-    io::{Read, Write},
-    net::{Shutdown, TcpListener, TcpStream},
+    convert::Infallible,
+    future::pending,
+    net::Ipv4Addr,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        TcpSocket, TcpStream,
+        tcp::{ReadHalf, WriteHalf},
+    },
+    sync::{oneshot, watch},
 };
 
 use super::{
+    block_on,
     database::{Database, cluster},
     function::Function,
 };
 
-/// A TCP proxy in front of the cluster, on a port of its own.
-pub struct Proxy {
-    port: u16,
-    round_trips: Arc<AtomicUsize>,
-    silent: Arc<AtomicBool>,
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum From {
+/// Who sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
     Client,
     Server,
 }
 
+/// What a connection suffers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// Both ends are reset.
+    Reset,
+    /// Both ends are closed.
+    Close,
+    /// Whatever is sent vanishes for good, and so does the news that the server has closed.
+    Silence,
+    /// The same for what this side sends.
+    Mute(Side),
+    /// The other side hears that this one has closed, and nothing more.
+    HalfClose(Side),
+    /// Whatever is sent is held until the fault is lifted.
+    Stall,
+    /// Each byte travels alone, this long after the one before, until the fault is lifted.
+    Slow(Duration),
+}
+
+impl Fault {
+    /// Whether what this side sends is lost.
+    fn swallows(self, from: Side) -> bool {
+        match self {
+            Self::Reset | Self::Close | Self::Silence => true,
+            Self::Mute(side) | Self::HalfClose(side) => side == from,
+            Self::Stall | Self::Slow(_) => false,
+        }
+    }
+}
+
+/// Which connections meet a fault, and when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// New ones, at once.
+    Connect,
+    /// Any, when this side sends one more byte than this many. Counting starts with the plan, or
+    /// with the connection.
+    Byte(Side, u64),
+    /// Any on which nothing was sent for so long.
+    Idle(Duration),
+}
+
+/// A fault that waits for connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Plan {
+    pub fault: Fault,
+    pub place: Place,
+    /// Whether the first connection to meet it is the only one.
+    pub once: bool,
+}
+
+/// A TCP proxy in front of the cluster, on a port of its own.
+pub struct Proxy {
+    port: u16,
+    wire: Arc<Wire>,
+    /// Its thread ends when this is dropped.
+    _end: oneshot::Sender<Infallible>,
+}
+
+/// What the proxy's connections share.
+#[derive(Default)]
+struct Wire {
+    links: Mutex<Vec<Weak<Link>>>,
+    plan: Mutex<Option<Plan>>,
+    /// Whether new connections are to be refused, and whether they are accepted yet.
+    refuse: watch::Sender<bool>,
+    accepts: AtomicBool,
+    round_trips: AtomicUsize,
+    strikes: AtomicUsize,
+}
+
+/// A connection: a client's and the one to the server that belongs to it.
+struct Link {
+    fault: watch::Sender<Option<Fault>>,
+    talk: Mutex<Talk>,
+}
+
+struct Talk {
+    latest: Side,
+    at: Instant,
+    /// How many bytes of the client and of the server have passed.
+    passed: [u64; 2],
+}
+
 impl Proxy {
     pub fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let round_trips = Arc::new(AtomicUsize::new(0));
-        let silent = Arc::new(AtomicBool::new(false));
-        let (count, silence) = (Arc::clone(&round_trips), Arc::clone(&silent));
+        let socket = bind(0);
+        let port = socket.local_addr().unwrap().port();
+        let wire = Arc::<Wire>::default();
+        let (end, ended) = oneshot::channel();
+        let shared = Arc::clone(&wire);
         thread::spawn(move || {
-            for client in listener.incoming() {
-                let client = client.unwrap();
-                let server = TcpStream::connect(("127.0.0.1", cluster().port)).unwrap();
-                let latest = Arc::new(Mutex::new(From::Server));
-                for (from, source, sink) in
-                    [(From::Client, &client, &server), (From::Server, &server, &client)]
-                {
-                    source.set_nodelay(true).unwrap();
-                    let (source, sink) = (source.try_clone().unwrap(), sink.try_clone().unwrap());
-                    let (latest, count, silence) =
-                        (Arc::clone(&latest), Arc::clone(&count), Arc::clone(&silence));
-                    thread::spawn(move || copy(source, sink, from, &latest, &count, &silence));
+            block_on(async {
+                tokio::select! {
+                    () = accept(socket, &shared) => (),
+                    _ = ended => (),
                 }
-            }
+            });
         });
-        Self { port, round_trips, silent }
+        let proxy = Self { port, wire, _end: end };
+        proxy.wait_until_it_accepts(true);
+        proxy
     }
 
     /// The URL of a database by way of this proxy.
@@ -59,41 +143,266 @@ impl Proxy {
         database.url().replace(&format!(":{}/", cluster().port), &format!(":{}/", self.port))
     }
 
-    /// Keeps what is sent, in either direction, from arriving: for good.
-    pub fn silence(&self, silent: bool) {
-        self.silent.store(silent, Ordering::SeqCst);
-    }
-
     /// How often the client has spoken after the server had.
     pub fn round_trips(&self) -> usize {
-        self.round_trips.load(Ordering::SeqCst)
+        self.wire.round_trips.load(Ordering::SeqCst)
+    }
+
+    /// How many connections have met a fault.
+    pub fn strikes(&self) -> usize {
+        self.wire.strikes.load(Ordering::SeqCst)
+    }
+
+    /// Makes the connections that there are meet a fault now.
+    pub fn strike(&self, fault: Fault) {
+        for link in self.wire.links() {
+            self.wire.strike(&link, fault);
+        }
+    }
+
+    /// Makes connections meet a fault later, instead of what was planned before.
+    pub fn plan(&self, plan: Plan) {
+        for link in self.wire.links() {
+            link.talk.lock().unwrap().passed = [0, 0];
+        }
+        *self.wire.plan.lock().unwrap() = Some(plan);
+    }
+
+    /// Refuses new connections, as a host does on which no server runs.
+    pub fn refuse(&self) {
+        self.wire.refuse.send_replace(true);
+        self.wait_until_it_accepts(false);
+    }
+
+    /// Lifts all faults. What is lost stays lost, and a connection that it was lost on broken.
+    pub fn heal(&self) {
+        *self.wire.plan.lock().unwrap() = None;
+        for link in self.wire.links() {
+            link.fault.send_if_modified(|fault| {
+                fault.take_if(|fault| matches!(fault, Fault::Stall | Fault::Slow(_))).is_some()
+            });
+        }
+        self.wire.refuse.send_replace(false);
+        self.wait_until_it_accepts(true);
+    }
+
+    /// Silences every connection, or lets new ones be heard.
+    pub fn silence(&self, silent: bool) {
+        if silent {
+            self.plan(Plan { fault: Fault::Silence, place: Place::Connect, once: false });
+            self.strike(Fault::Silence);
+        } else {
+            self.heal();
+        }
+    }
+
+    fn wait_until_it_accepts(&self, accepts: bool) {
+        while self.wire.accepts.load(Ordering::SeqCst) != accepts {
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 
-fn copy(
-    mut source: TcpStream,
-    mut sink: TcpStream,
-    from: From,
-    latest: &Mutex<From>,
-    round_trips: &AtomicUsize,
-    silence: &AtomicBool,
-) {
-    let mut buffer = [0; 16 * 1024];
-    while let Ok(length @ 1..) = source.read(&mut buffer) {
-        let mut latest = latest.lock().unwrap();
-        if from == From::Client && *latest == From::Server {
-            round_trips.fetch_add(1, Ordering::SeqCst);
+impl Wire {
+    fn links(&self) -> Vec<Arc<Link>> {
+        self.links.lock().unwrap().iter().filter_map(Weak::upgrade).collect()
+    }
+
+    fn strike(&self, link: &Link, fault: Fault) {
+        self.strikes.fetch_add(1, Ordering::SeqCst);
+        link.fault.send_replace(Some(fault));
+    }
+
+    /// Strikes a connection with what is planned, if it is planned for there.
+    fn strike_at(&self, link: &Link, there: impl Fn(Place) -> bool) -> bool {
+        let mut plan = self.plan.lock().unwrap();
+        let struck = plan.filter(|plan| link.fault.borrow().is_none() && there(plan.place));
+        if let Some(struck) = struck {
+            self.strike(link, struck.fault);
+            if struck.once {
+                *plan = None;
+            }
         }
-        *latest = from;
-        drop(latest);
-        if silence.load(Ordering::SeqCst) {
-            continue;
+        struck.is_some()
+    }
+
+    fn new_link(&self) -> Arc<Link> {
+        let link = Arc::new(Link {
+            fault: watch::Sender::new(None),
+            talk: Mutex::new(Talk { latest: Side::Server, at: Instant::now(), passed: [0, 0] }),
+        });
+        let mut links = self.links.lock().unwrap();
+        links.retain(|link| link.strong_count() > 0);
+        links.push(Arc::downgrade(&link));
+        link
+    }
+}
+
+/// A socket on a port of loopback. As long as nobody listens on it, connections are refused, and
+/// nobody else gets the port.
+fn bind(port: u16) -> TcpSocket {
+    let socket = TcpSocket::new_v4().unwrap();
+    // Connections that were accepted there may still be open.
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind((Ipv4Addr::LOCALHOST, port).into()).unwrap();
+    socket
+}
+
+async fn accept(mut socket: TcpSocket, wire: &Arc<Wire>) {
+    let port = socket.local_addr().unwrap().port();
+    let mut refuse = wire.refuse.subscribe();
+    loop {
+        let _ = refuse.wait_for(|refuse| !refuse).await;
+        let listener = socket.listen(128).unwrap();
+        wire.accepts.store(true, Ordering::SeqCst);
+        loop {
+            tokio::select! {
+                biased;
+                _ = refuse.wait_for(|refuse| *refuse) => break,
+                client = listener.accept() => {
+                    tokio::spawn(connect(client.unwrap().0, Arc::clone(wire)));
+                }
+            }
         }
-        if sink.write_all(&buffer[..length]).is_err() {
-            break;
+        drop(listener);
+        socket = bind(port);
+        wire.accepts.store(false, Ordering::SeqCst);
+    }
+}
+
+async fn connect(mut client: TcpStream, wire: Arc<Wire>) {
+    let link = wire.new_link();
+    wire.strike_at(&link, |place| place == Place::Connect);
+    let mut server = TcpStream::connect((Ipv4Addr::LOCALHOST, cluster().port)).await.unwrap();
+    for end in [&client, &server] {
+        end.set_nodelay(true).unwrap();
+    }
+    let end = {
+        let (from_client, to_client) = client.split();
+        let (from_server, to_server) = server.split();
+        tokio::select! {
+            biased;
+            end = link.broken() => end,
+            end = link.idle(&wire) => end,
+            end = async {
+                tokio::try_join!(
+                    link.pump(&wire, Side::Client, from_client, to_server),
+                    link.pump(&wire, Side::Server, from_server, to_client),
+                )
+            } => end.err().unwrap_or(Fault::Close),
+        }
+    };
+    if end == Fault::Reset {
+        for end in [client, server] {
+            let _ = end.set_zero_linger();
         }
     }
-    let _ = sink.shutdown(Shutdown::Both);
+}
+
+impl Link {
+    /// Waits for a fault that ends the connection.
+    async fn broken(&self) -> Fault {
+        let mut faults = self.fault.subscribe();
+        let breaks = |fault: &Option<Fault>| matches!(fault, Some(Fault::Reset | Fault::Close));
+        let fault = *faults.wait_for(breaks).await.unwrap();
+        fault.unwrap()
+    }
+
+    /// Strikes when there has been silence for too long.
+    async fn idle(&self, wire: &Wire) -> Fault {
+        loop {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            let idle = self.talk.lock().unwrap().at.elapsed();
+            wire.strike_at(self, |place| matches!(place, Place::Idle(limit) if idle >= limit));
+        }
+    }
+
+    /// Passes on what a side sends until it closes; or else returns how the connection ends.
+    async fn pump(
+        &self,
+        wire: &Wire,
+        from: Side,
+        mut source: ReadHalf<'_>,
+        mut sink: WriteHalf<'_>,
+    ) -> Result<(), Fault> {
+        let mut faults = self.fault.subscribe();
+        let mut buffer = vec![0; 16 * 1024];
+        loop {
+            let fault = *faults.borrow_and_update();
+            if fault == Some(Fault::HalfClose(from)) {
+                let _ = sink.shutdown().await;
+            }
+            let read = tokio::select! {
+                biased;
+                _ = faults.changed() => continue,
+                read = source.read(&mut buffer) => read,
+            };
+            if let Ok(length @ 1..) = read {
+                self.note(wire, from);
+                self.pass(wire, from, &buffer[..length], &mut sink).await?;
+                continue;
+            }
+            let _ = faults.wait_for(|fault| *fault != Some(Fault::Stall)).await;
+            let lost = self.fault.borrow().is_some_and(|fault| fault.swallows(from));
+            return match (from, read) {
+                (Side::Server, _) if lost => pending().await,
+                // A server hears of it in the end. Here it does at once, or it would run out of
+                // connections.
+                (Side::Client, _) if lost => Err(Fault::Close),
+                (_, Err(_)) => Err(Fault::Reset),
+                (_, Ok(_)) => {
+                    let _ = sink.shutdown().await;
+                    Ok(())
+                }
+            };
+        }
+    }
+
+    async fn pass(
+        &self,
+        wire: &Wire,
+        from: Side,
+        mut bytes: &[u8],
+        sink: &mut WriteHalf<'_>,
+    ) -> Result<(), Fault> {
+        let mut faults = self.fault.subscribe();
+        while !bytes.is_empty() {
+            let passed = self.talk.lock().unwrap().passed[from as usize];
+            let to_go = |place| match place {
+                Place::Byte(side, after) if side == from => after.saturating_sub(passed),
+                _ => u64::MAX,
+            };
+            wire.strike_at(self, |place| to_go(place) == 0);
+            let fault = *faults.borrow_and_update();
+            let most = match fault {
+                Some(fault) if fault.swallows(from) => return Ok(()),
+                Some(Fault::Stall) => {
+                    let _ = faults.changed().await;
+                    continue;
+                }
+                Some(Fault::Slow(_)) => 1,
+                Some(_) => u64::MAX,
+                None => wire.plan.lock().unwrap().map_or(u64::MAX, |plan| to_go(plan.place)),
+            };
+            let most = usize::try_from(most).unwrap_or(usize::MAX).min(bytes.len());
+            sink.write_all(&bytes[..most]).await.map_err(|_| Fault::Close)?;
+            self.talk.lock().unwrap().passed[from as usize] += most as u64;
+            bytes = &bytes[most..];
+            if let Some(Fault::Slow(pause)) = fault {
+                tokio::time::sleep(pause).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps account of who speaks when.
+    fn note(&self, wire: &Wire, from: Side) {
+        let mut talk = self.talk.lock().unwrap();
+        if from == Side::Client && talk.latest == Side::Server {
+            wire.round_trips.fetch_add(1, Ordering::SeqCst);
+        }
+        (talk.latest, talk.at) = (from, Instant::now());
+    }
 }
 
 /// How many round trips each of these events takes once all have been asked before.
