@@ -3,9 +3,8 @@
 mod internal;
 
 use lambda_http::http::{HeaderMap, header::AUTHORIZATION};
-use sqlx::PgConnection;
 
-use crate::{error::Error, query::Args};
+use crate::{error::Error, postgres::Connection, query::Args};
 
 /// An access token as the request carries it. It has no `Display` and its `Debug` shows nothing.
 pub struct AccessToken(String);
@@ -74,7 +73,7 @@ impl Authenticator {
     /// locked, guest, not an admin. A failure of the database is one of its `Database` errors.
     pub async fn admin(
         self,
-        connection: &mut PgConnection,
+        connection: &mut Connection,
         token: &AccessToken,
         now_ms: i64,
     ) -> Result<Admin, Error> {

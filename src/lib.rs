@@ -26,7 +26,9 @@
 //! "Failed to fetch". So every request is answered with a Matrix error that says where to look.
 
 pub mod auth;
+pub mod aws;
 pub mod config;
+pub mod credentials;
 pub mod error;
 pub mod event;
 pub mod log;

@@ -2,21 +2,30 @@
 
 use std::{
     convert::Infallible,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use lambda_http::{LambdaEvent, lambda_runtime, service_fn};
-use synapse_media_usage::{config::Config, event::Event, log, service::Service};
+use lambda_runtime::{LambdaEvent, service_fn};
+use synapse_media_usage::{
+    config::Config,
+    event::Event,
+    log,
+    service::{Now, Service},
+};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), lambda_runtime::Error> {
     log::init();
-    let service = Service::new(Config::from_env());
+    // It lives as long as the process.
+    let service: &Service = Box::leak(Box::new(Service::new(Config::from_env())));
     // Init is the time to connect: the first request finds the connection open.
-    service.connect().await;
-    let service = &service;
-    lambda_runtime::run(service_fn(|event: LambdaEvent<Event>| async {
-        Ok::<_, Infallible>(service.answer(event.payload, unix_time_ms()).await)
+    service.connect(unix_time_ms()).await;
+    lambda_runtime::spawn_graceful_shutdown_handler(|| service.close()).await;
+    lambda_runtime::run(service_fn(|event: LambdaEvent<Event>| async move {
+        let unix_ms = unix_time_ms();
+        let time_left = event.context.deadline.saturating_sub(unix_ms.unsigned_abs());
+        let now = Now { unix_ms, time_left: Duration::from_millis(time_left) };
+        Ok::<_, Infallible>(service.answer(event.payload, now).await)
     }))
     .await
 }

@@ -31,6 +31,7 @@ pub async fn media_usage(
         Error::DatabaseFailed { cause: "no statement answers this order".to_owned() }
     })?;
     let mut rows = sqlx::query(statement.sql)
+        .persistent(connection.keeps_statements())
         // Rows that no page can hold need not be sent.
         .bind(query.limit.min(budget.most_users()))
         .bind(query.from)

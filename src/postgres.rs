@@ -1,13 +1,46 @@
 //! The connection: one an execution environment, opened during init, reopened when it broke.
 
-use std::{error::Error as _, sync::Mutex, time::Duration};
+use std::{
+    error::Error as _,
+    fmt::Write as _,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, UNIX_EPOCH},
+};
 
-use sqlx::{ConnectOptions, Executor, PgConnection, Row, postgres::PgConnectOptions};
+use rustls::CertificateError;
+use sqlx::{
+    ConnectOptions, Connection as _, PgConnection, Postgres, Row,
+    postgres::{PgArguments, PgConnectOptions, PgRow},
+    query::Query,
+};
 
-use crate::{config::Config, error::Error, statement::SMALL};
+use crate::{
+    aws::Failure,
+    config::{Access, Config, Database},
+    credentials::Credentials,
+    error::Error,
+    statement,
+};
 
-/// How long opening a connection may take, TLS and authentication included.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
+/// How long opening a connection may take: name resolution, secret, TLS and authentication.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long a connection that was idle may take for its first answer, which is a lookup by a unique
+/// key. Longer than that, and the other end is taken for gone: while an execution environment is
+/// frozen, a connection can end without a word. The time that it was idle says nothing, because a
+/// clock may stand still with it.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+
+/// How long before the end of an invocation a request is given up, so that its statement can be
+/// cancelled and the answer still arrives.
+const MARGIN: Duration = Duration::from_millis(1500);
+
+/// How long cancelling a statement may take.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long closing the connection may take. Lambda kills the process half a second after SIGTERM
+/// (AWS Lambda Developer Guide, "Lambda execution environment lifecycle").
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// Opens the connection and keeps it between invocations.
 ///
@@ -15,7 +48,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 /// a pool would only add to the server's count.
 #[derive(Debug)]
 pub struct Connector {
-    options: PgConnectOptions,
+    database: Database,
+    credentials: Credentials,
+    settings: Vec<(&'static str, String)>,
     /// How long a request may take, connecting included.
     patience: Duration,
     idle: Mutex<Option<Connection>>,
@@ -26,107 +61,277 @@ pub struct Connector {
 pub struct Connection {
     /// The connection itself.
     pub session: PgConnection,
-    /// Whether there were only few media when it was opened, see [`SMALL`].
+    /// Whether there are only few media, see [`statement::SESSION`].
     pub small: bool,
+    /// The process id of the backend at the other end.
+    pid: i32,
+    /// Whether the other end has answered since the connection was idle.
+    is_alive: bool,
+    /// Through a pooler, what begins a transaction.
+    begin: Option<String>,
 }
 
 impl Connector {
     /// A connector that has not connected yet.
-    ///
-    /// The session is made here: it can only read, its statements end after the configured time,
-    /// and its settings travel with the start of the connection instead of in round trips of
-    /// their own.
     #[must_use]
     pub fn new(config: Config) -> Self {
-        let statement_timeout = format!("{}ms", config.statement_timeout.as_millis());
-        let options = config
-            .database
-            .options([
-                // Settings of the connection's start win over those of the role and the database.
-                ("default_transaction_read_only", "on"),
-                ("statement_timeout", statement_timeout.as_str()),
-                // A generic plan does not know how narrow a time window is: from the sixth
-                // execution on it takes up to ten times as long. And only a custom plan leaves
-                // out the conditions of filters that are not set.
-                ("plan_cache_mode", "force_custom_plan"),
-                // Compiling takes longer than it saves.
-                ("jit", "off"),
-                // The default is a spinning disk's, and makes the planner shun the index by which
-                // most statements are fast.
-                ("random_page_cost", "1.1"),
-                // Users to be summed up and sorted stay in memory.
-                ("work_mem", "64MB"),
-            ])
-            .disable_statement_logging();
         Self {
-            options,
+            credentials: Credentials::new(&config.database.login),
+            database: config.database,
+            settings: settings(config.statement_timeout),
             // The server gives up a statement by itself. This is for a server that does not, or
             // that is not there any more. template.yaml keeps it below the function's own timeout.
-            patience: config.statement_timeout + CONNECT_TIMEOUT,
+            patience: config.statement_timeout + SIGN_OF_LIFE + CONNECT_TIMEOUT,
             idle: Mutex::new(None),
         }
     }
 
-    /// The idle connection, or a new one.
+    /// The idle connection, or a new one, at the Unix time `now_ms`, in ms.
     ///
     /// # Errors
     ///
-    /// [`Error::DatabaseUnavailable`] if there is none within 4 seconds;
+    /// [`Error::DatabaseUnavailable`] if there is none within 3 seconds;
     /// [`Error::DatabaseFailed`] if the server refuses this user or database.
-    pub async fn connection(&self) -> Result<Connection, Error> {
-        let idle = self.idle().take();
+    pub async fn connection(&self, now_ms: i64) -> Result<Connection, Error> {
+        let idle = lock(&self.idle).take();
         match idle {
-            Some(connection) => Ok(connection),
-            None => self.connect().await,
+            Some(connection) => Ok(Connection { is_alive: false, ..connection }),
+            None => self.connect(now_ms).await,
         }
     }
 
-    /// A new connection.
+    /// A new connection, at the Unix time `now_ms`, in ms.
     ///
     /// # Errors
     ///
     /// As [`Connector::connection`].
-    pub async fn connect(&self) -> Result<Connection, Error> {
-        let connect = async {
-            let mut session = self.options.connect().await?;
-            // Where this fails, the request's own statements will fail too, and say why.
-            let small = session.fetch_one(SMALL).await.and_then(|row| row.try_get("small"));
-            Ok(Connection { session, small: small.unwrap_or(false) })
+    pub async fn connect(&self, now_ms: i64) -> Result<Connection, Error> {
+        tokio::time::timeout(CONNECT_TIMEOUT, self.log_in(now_ms)).await.unwrap_or_else(|_| {
+            let cause = format!("connecting took longer than {} s", CONNECT_TIMEOUT.as_secs());
+            Err(Error::DatabaseUnavailable { cause })
+        })
+    }
+
+    async fn log_in(&self, now_ms: i64) -> Result<Connection, Error> {
+        let now = UNIX_EPOCH + Duration::from_millis(now_ms.try_into().unwrap_or(0));
+        let access = self.credentials.access(self.database.url(), now).await?;
+        let connection = match self.open(&self.options(access)?).await {
+            Err(error) if is_refused_password(&error) => match self.credentials.renewed().await? {
+                Some(access) => self.open(&self.options(access)?).await,
+                None => Err(error),
+            },
+            connection => connection,
         };
-        match tokio::time::timeout(CONNECT_TIMEOUT, connect).await {
-            Ok(connection) => connection.map_err(|error| failure("connecting", &error)),
-            Err(_) => Err(Error::DatabaseUnavailable {
-                cause: format!("connecting took longer than {} s", CONNECT_TIMEOUT.as_secs()),
-            }),
+        connection.map_err(|error| failure("connecting", &error))
+    }
+
+    /// Where to connect and as whom, with the settings of the session.
+    fn options(&self, access: Access) -> Result<PgConnectOptions, Error> {
+        let options =
+            self.database.options(access).map_err(|cause| Error::DatabaseFailed { cause })?;
+        let options = options.disable_statement_logging();
+        Ok(if self.database.pooler {
+            // A pooler takes no settings that it does not know. sqlx needs this one for floats.
+            options.extra_float_digits(None)
+        } else {
+            // They travel with the start of the connection, instead of in a round trip of their own,
+            // and win over those of the role and the database.
+            options.options(self.settings.iter().map(|(name, value)| (name, value)))
+        })
+    }
+
+    async fn open(&self, options: &PgConnectOptions) -> Result<Connection, sqlx::Error> {
+        let mut connection = Connection {
+            session: options.connect().await?,
+            small: false,
+            pid: 0,
+            is_alive: true,
+            begin: None,
+        };
+        if self.database.pooler {
+            // What follows holds until the end of the transaction, and is gone with it.
+            let mut begin = "BEGIN READ ONLY".to_owned();
+            for (name, value) in &self.settings {
+                let _ = write!(begin, "; SET LOCAL {name} = '{value}'");
+            }
+            connection.begin = Some(format!("{begin}; {}", statement::SESSION));
+        } else {
+            let session =
+                sqlx::raw_sql(statement::SESSION).fetch_one(&mut connection.session).await?;
+            connection.know(&session)?;
         }
+        Ok(connection)
     }
 
     /// Takes back a connection that is fit for the next request.
     pub fn give_back(&self, connection: Connection) {
-        *self.idle() = Some(connection);
+        *lock(&self.idle) = Some(connection);
     }
 
-    /// Waits for what a request does with the database, but not for ever.
+    /// How long a request may take that has `time_left` until the end of its invocation.
+    #[must_use]
+    pub fn patience(&self, time_left: Duration) -> Duration {
+        self.patience.min(time_left.saturating_sub(MARGIN))
+    }
+
+    /// Cancels the statement under way, on a new connection that is kept in place of this one.
+    /// That this failed is nothing to tell a caller; the server's own limit ends the statement then.
+    pub async fn cancel(&self, connection: Connection, now_ms: i64) {
+        let cancel = async {
+            let mut other = self.connect(now_ms).await?;
+            sqlx::query("SELECT pg_cancel_backend($1)")
+                .persistent(false)
+                .bind(connection.pid)
+                .execute(&mut other.session)
+                .await
+                .map_err(|error| failure("cancelling a statement", &error))?;
+            self.give_back(other);
+            Ok::<_, Error>(())
+        };
+        let cause = match tokio::time::timeout(CANCEL_TIMEOUT, cancel).await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.cause().unwrap_or_default().into_owned(),
+            Err(_) => format!("it took longer than {} s", CANCEL_TIMEOUT.as_secs()),
+        };
+        tracing::warn!(%cause, "a statement could not be cancelled");
+    }
+
+    /// Closes the idle connection politely.
+    pub async fn close(&self) {
+        let idle = lock(&self.idle).take();
+        if let Some(connection) = idle {
+            let _ = tokio::time::timeout(CLOSE_TIMEOUT, connection.session.close()).await;
+        }
+    }
+
+    /// Adds to a failure which privileges the role lacks, if it lacks any: the server's own message
+    /// names no column.
+    pub async fn explain(&self, connection: &mut Connection, error: Error) -> Error {
+        let Error::DatabaseFailed { mut cause } = error else { return error };
+        // Through a pooler, out of the transaction that failed.
+        let _ = connection.end().await;
+        if let Ok(rows) =
+            sqlx::raw_sql(statement::MISSING_GRANTS).fetch_all(&mut connection.session).await
+        {
+            for row in rows {
+                let missing: String = row.try_get("missing").unwrap_or_default();
+                let _ = write!(cause, "; the role lacks {missing}");
+            }
+        }
+        Error::DatabaseFailed { cause }
+    }
+}
+
+impl Connection {
+    /// Begins what one request asks: through a pooler a transaction, else nothing.
     ///
     /// # Errors
     ///
-    /// [`Error::StatementTimeout`] 4 seconds after the configured time of a statement, or else
-    /// what the request ends with.
-    pub async fn within_patience<T>(
-        &self,
-        request: impl Future<Output = Result<T, Error>>,
-    ) -> Result<T, Error> {
-        tokio::time::timeout(self.patience, request).await.unwrap_or_else(|_| {
-            let cause =
-                format!("no answer from the database within {} ms", self.patience.as_millis());
-            Err(Error::StatementTimeout { cause })
-        })
+    /// As [`failure`]; [`Error::DatabaseUnavailable`] if a connection that was idle gives no answer
+    /// within a second.
+    pub async fn begin(&mut self) -> Result<(), Error> {
+        let Some(begin) = &self.begin else { return Ok(()) };
+        let session = sqlx::raw_sql(begin).fetch_one(&mut self.session);
+        let session = in_time(self.is_alive, session)
+            .await?
+            .map_err(|error| failure("beginning a transaction", &error))?;
+        self.is_alive = true;
+        self.know(&session).map_err(|error| failure("reading the session", &error))
     }
 
-    fn idle(&self) -> std::sync::MutexGuard<'_, Option<Connection>> {
-        // Nothing in here panics while it holds the lock.
-        self.idle.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    /// Ends what [`Connection::begin`] began.
+    ///
+    /// # Errors
+    ///
+    /// As [`failure`].
+    pub async fn end(&mut self) -> Result<(), Error> {
+        if self.begin.is_some() {
+            let end = sqlx::raw_sql("COMMIT").execute(&mut self.session).await;
+            end.map_err(|error| failure("ending a transaction", &error))?;
+        }
+        Ok(())
     }
+
+    /// The row that a statement finds, or `None`, met while `doing` something.
+    ///
+    /// # Errors
+    ///
+    /// As [`Connection::begin`].
+    pub async fn row(
+        &mut self,
+        doing: &str,
+        query: Query<'_, Postgres, PgArguments>,
+    ) -> Result<Option<PgRow>, Error> {
+        let row = query.persistent(self.keeps_statements()).fetch_optional(&mut self.session);
+        let row = in_time(self.is_alive, row).await?.map_err(|error| failure(doing, &error))?;
+        self.is_alive = true;
+        Ok(row)
+    }
+
+    /// Whether a prepared statement is there when it is asked for again. Through a pooler the next
+    /// transaction has another session.
+    #[must_use]
+    pub fn keeps_statements(&self) -> bool {
+        self.begin.is_none()
+    }
+
+    fn know(&mut self, session: &PgRow) -> Result<(), sqlx::Error> {
+        self.pid = session.try_get("pid")?;
+        self.small = session.try_get("small")?;
+        Ok(())
+    }
+}
+
+/// The settings of a session: it can only read, its statements end after the configured time.
+fn settings(statement_timeout: Duration) -> Vec<(&'static str, String)> {
+    vec![
+        ("default_transaction_read_only", "on".to_owned()),
+        ("statement_timeout", format!("{}ms", statement_timeout.as_millis())),
+        // A generic plan does not know how narrow a time window is: from the sixth execution on it
+        // takes up to ten times as long. And only a custom plan leaves out the conditions of filters
+        // that are not set.
+        ("plan_cache_mode", "force_custom_plan".to_owned()),
+        // Compiling takes longer than it saves.
+        ("jit", "off".to_owned()),
+        // The default is a spinning disk's, and makes the planner shun the index by which most
+        // statements are fast.
+        ("random_page_cost", "1.1".to_owned()),
+        // Users to be summed up and sorted stay in memory.
+        ("work_mem", "64MB".to_owned()),
+    ]
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Unavailable(cause) => Self::DatabaseUnavailable { cause },
+            Failure::Refused(cause) => Self::DatabaseFailed { cause },
+        }
+    }
+}
+
+/// Whether the server, or a pooler in its own way, refuses a role's password.
+fn is_refused_password(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+    matches!(code.as_deref(), Some("28P01" | "28000" | "08P01"))
+}
+
+/// What an answer of the database is, unless it does not come in time to be taken for alive.
+async fn in_time<T>(is_alive: bool, answer: impl Future<Output = T>) -> Result<T, Error> {
+    if is_alive {
+        return Ok(answer.await);
+    }
+    tokio::time::timeout(SIGN_OF_LIFE, answer).await.map_err(|_| Error::DatabaseUnavailable {
+        cause: format!(
+            "an idle connection gave no sign of life within {} s",
+            SIGN_OF_LIFE.as_secs()
+        ),
+    })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing in here panics while it holds a lock.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What the caller and the log get of an error of the database or of the way to it, met while
@@ -146,13 +351,7 @@ pub fn failure(doing: &str, error: &sqlx::Error) -> Error {
             };
             match &*code {
                 "57014" => Error::StatementTimeout { cause },
-                // Connection exceptions, a conflict with replication, too many connections, an
-                // operator's shutdown, a server that starts or stops.
-                code if ["08", "40", "57P"].iter().any(|class| code.starts_with(class))
-                    || code == "53300" =>
-                {
-                    Error::DatabaseUnavailable { cause }
-                }
+                code if is_passing(code) => Error::DatabaseUnavailable { cause },
                 _ => Error::DatabaseFailed { cause },
             }
         }
@@ -161,9 +360,11 @@ pub fn failure(doing: &str, error: &sqlx::Error) -> Error {
             let mut cause = format!("{error} while {doing}");
             let mut source = error.source().and_then(std::error::Error::source);
             while let Some(inner) = source {
-                cause.push_str(": ");
-                cause.push_str(&inner.to_string());
+                let _ = write!(cause, ": {inner}");
                 source = inner.source();
+            }
+            if let Some(remedy) = tls_remedy(error) {
+                let _ = write!(cause, "; {remedy}");
             }
             Error::DatabaseUnavailable { cause }
         }
@@ -172,10 +373,46 @@ pub fn failure(doing: &str, error: &sqlx::Error) -> Error {
     }
 }
 
+/// Classes and codes of SQLSTATE that pass by themselves: connection exceptions, a conflict with
+/// replication, too few resources or connections, an operator's shutdown, a server that starts or
+/// stops, and a session that idled for too long.
+fn is_passing(code: &str) -> bool {
+    code == "25P03" || ["08", "40", "53", "57P"].iter().any(|class| code.starts_with(class))
+}
+
 /// Classes of SQLSTATE whose messages name settings, objects and states of the server, but no
 /// values of rows or parameters (PostgreSQL, appendix A).
 fn quotes_no_data(code: &str) -> bool {
     ["08", "25", "28", "3D", "3F", "40", "42", "53", "54", "55", "57", "58", "XX"]
         .iter()
         .any(|class| code.starts_with(class))
+}
+
+/// What to do about a server whose certificate was refused, or that has none.
+fn tls_remedy(error: &sqlx::Error) -> Option<&'static str> {
+    let source = match error {
+        sqlx::Error::Io(error) => error.get_ref()? as &(dyn std::error::Error + 'static),
+        sqlx::Error::Tls(error) => &**error,
+        _ => return None,
+    };
+    let Some(error) = source.downcast_ref::<rustls::Error>() else {
+        // sqlx's own words, when the server declines to speak TLS.
+        return source.to_string().contains("does not support TLS").then_some(
+            "turn TLS on in the server; sslmode=disable in DATABASE_URL is for networks that need none",
+        );
+    };
+    let rustls::Error::InvalidCertificate(error) = error else { return None };
+    Some(match error {
+        CertificateError::UnknownIssuer => {
+            "the server's certificate is of an authority that is not trusted: name it in DATABASE_CA_FILE; \
+             for RDS, AWS_REGION must be the database's"
+        }
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+            "DATABASE_URL must name the server as its certificate does; for RDS, by its endpoint"
+        }
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            "renew the server's certificate; for RDS, choose a current certificate authority"
+        }
+        _ => "the server needs another certificate",
+    })
 }

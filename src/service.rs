@@ -1,5 +1,7 @@
 //! One request to its response: route, authenticate, parse, page, respond.
 
+use std::time::Duration;
+
 use lambda_http::{
     Body, Request, RequestExt, Response,
     http::{HeaderValue, Method, StatusCode, header},
@@ -18,6 +20,15 @@ use crate::{
 
 /// The endpoint's path, as Synapse has it.
 pub const PATH: &str = "/_synapse/admin/v1/statistics/users/media";
+
+/// When an invocation begins and has to end.
+#[derive(Debug, Clone, Copy)]
+pub struct Now {
+    /// The Unix time, in ms.
+    pub unix_ms: i64,
+    /// How long the invocation may still take; after that Lambda ends it, and the process with it.
+    pub time_left: Duration,
+}
 
 /// Answers requests; built once an execution environment.
 #[derive(Debug)]
@@ -44,31 +55,38 @@ impl Service {
     }
 
     /// Opens the connection ahead of the first request. If that fails, the request tries again.
-    pub async fn connect(&self) {
+    pub async fn connect(&self, now_ms: i64) {
         if let Some(connector) = &self.connector {
-            match connector.connect().await {
+            match connector.connect(now_ms).await {
                 Ok(connection) => connector.give_back(connection),
                 Err(error) => log_failure(&error),
             }
         }
     }
 
-    /// Answers an invocation event at the Unix time `now_ms`, in ms.
-    pub async fn answer(&self, event: Event, now_ms: i64) -> Answer {
+    /// Closes the connection, so that the server need not find out that nobody is there any more.
+    pub async fn close(&self) {
+        if let Some(connector) = &self.connector {
+            connector.close().await;
+        }
+    }
+
+    /// Answers an invocation event.
+    pub async fn answer(&self, event: Event, now: Now) -> Answer {
         let kind = event.kind();
         if kind == Kind::Unknown {
             tracing::warn!("the event is of no gateway that this function knows");
         }
-        kind.answer(self.respond(&event.into_request(), kind.budget(), now_ms).await)
+        kind.answer(self.respond(&event.into_request(), kind.budget(), now).await)
     }
 
-    /// Answers a request at the Unix time `now_ms`, in ms, with a body within `budget`.
-    pub async fn respond(&self, request: &Request, budget: Budget, now_ms: i64) -> Response<Body> {
+    /// Answers a request with a body within `budget`.
+    pub async fn respond(&self, request: &Request, budget: Budget, now: Now) -> Response<Body> {
         // Before everything else, as in Synapse: browsers ask without a token, on any path.
         if request.method() == Method::OPTIONS {
             return with_cors(Response::new(Body::Empty), StatusCode::NO_CONTENT);
         }
-        let mut response = match self.body(request, budget, now_ms).await {
+        let mut response = match self.body(request, budget, now).await {
             Ok(body) => json_response(StatusCode::OK, body),
             Err(error) => {
                 log_failure(&error);
@@ -81,7 +99,7 @@ impl Service {
         response
     }
 
-    async fn body(&self, request: &Request, budget: Budget, now_ms: i64) -> Result<String, Error> {
+    async fn body(&self, request: &Request, budget: Budget, now: Now) -> Result<String, Error> {
         if request.raw_http_path() != PATH {
             return Err(Error::NoSuchEndpoint);
         }
@@ -92,42 +110,78 @@ impl Service {
         let args = Args::parse(request.extensions().get::<RawQuery>().map_or("", |query| &query.0));
         let token = AccessToken::from_request(request.headers(), &args)?;
 
-        connector.within_patience(self.read(connector, &token, &args, budget, now_ms)).await
-    }
-
-    async fn read(
-        &self,
-        connector: &Connector,
-        token: &AccessToken,
-        args: &Args,
-        budget: Budget,
-        now_ms: i64,
-    ) -> Result<String, Error> {
-        let mut connection = connector.connection().await?;
-        let mut body = self.read_from(&mut connection, token, args, budget, now_ms).await;
-        // A connection can die between two requests without a sign, and a replica cancels what
-        // stands in the way of replication. Asking again harms nothing: all that is asked is a
-        // question.
-        if matches!(body, Err(Error::DatabaseUnavailable { .. })) {
-            connection = connector.connect().await?;
-            body = self.read_from(&mut connection, token, args, budget, now_ms).await;
-        }
-        // What the connection is worth after a failure is not worth finding out.
-        if body.as_ref().err().is_none_or(|error| error.cause().is_none()) {
+        let mut held = None;
+        let ask = self.ask(connector, &mut held, &token, &args, budget, now);
+        let patience = connector.patience(now.time_left);
+        let Ok(body) = tokio::time::timeout(patience, ask).await else {
+            if let Some(connection) = held {
+                connector.cancel(connection, now.unix_ms).await;
+            }
+            let cause = format!("no answer from the database within {} ms", patience.as_millis());
+            return Err(Error::StatementTimeout { cause });
+        };
+        // What a connection is worth after a failure is not worth finding out.
+        if let Some(connection) = held
+            && body.as_ref().err().is_none_or(|error| error.cause().is_none())
+        {
             connector.give_back(connection);
         }
         body
     }
 
-    async fn read_from(
+    /// Asks on the idle connection, or on a new one, and leaves it in `held`.
+    async fn ask(
+        &self,
+        connector: &Connector,
+        held: &mut Option<Connection>,
+        token: &AccessToken,
+        args: &Args,
+        budget: Budget,
+        now: Now,
+    ) -> Result<String, Error> {
+        let connection = held.insert(connector.connection(now.unix_ms).await?);
+        let mut body = self.ask_on(connection, token, args, budget, now).await;
+        // A connection can die between two requests without a sign, and a replica cancels what
+        // stands in the way of replication. Asking again harms nothing: all that is asked is a
+        // question.
+        if matches!(body, Err(Error::DatabaseUnavailable { .. })) {
+            // Closed before the next is opened, so that there are never two.
+            *held = None;
+            let connection = held.insert(connector.connect(now.unix_ms).await?);
+            body = self.ask_on(connection, token, args, budget, now).await;
+        }
+        match (body, held) {
+            (Err(error), Some(connection)) => Err(connector.explain(connection, error).await),
+            (body, _) => body,
+        }
+    }
+
+    async fn ask_on(
         &self,
         connection: &mut Connection,
         token: &AccessToken,
         args: &Args,
         budget: Budget,
-        now_ms: i64,
+        now: Now,
     ) -> Result<String, Error> {
-        let admin = self.authenticator.admin(&mut connection.session, token, now_ms).await?;
+        connection.begin().await?;
+        let body = self.page(connection, token, args, budget, now).await;
+        // After a failure the connection is given up, which ends everything.
+        if body.as_ref().err().is_none_or(|error| error.cause().is_none()) {
+            connection.end().await?;
+        }
+        body
+    }
+
+    async fn page(
+        &self,
+        connection: &mut Connection,
+        token: &AccessToken,
+        args: &Args,
+        budget: Budget,
+        now: Now,
+    ) -> Result<String, Error> {
+        let admin = self.authenticator.admin(connection, token, now.unix_ms).await?;
         // After the token, as in Synapse: who may not ask does not learn what may be asked.
         let query = MediaUsageQuery::parse(args)?;
         media_usage(connection, &admin, &query, budget).await

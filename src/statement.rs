@@ -10,8 +10,11 @@ use crate::query::{Direction, MediaUsageQuery, OrderBy};
 /// The user of an access token; one parameter, the token.
 pub const ACCESS_TOKEN: &str = include_str!("sql/access_token.sql");
 
-/// Whether there are only few media; no parameter.
-pub const SMALL: &str = include_str!("sql/small.sql");
+/// What is to be known of a session; no parameter.
+pub const SESSION: &str = include_str!("sql/session.sql");
+
+/// Which privileges the role lacks; no parameter.
+pub const MISSING_GRANTS: &str = include_str!("sql/missing_grants.sql");
 
 /// A statement that answers a [`MediaUsageQuery`] with the page and the total.
 ///
@@ -52,7 +55,7 @@ impl Shape {
     /// Admin UIs ask for 1000 at most.
     const SMALL_PAGE: i64 = 1000;
 
-    /// The rule. `small` is what [`SMALL`] says. It depends on nothing that differs between the
+    /// The rule. `small` is what [`SESSION`] says. It depends on nothing that differs between the
     /// pages of one walk; and as every shape gives the same answer, pages would fit together even
     /// if it did.
     #[must_use]

@@ -1,21 +1,22 @@
 //! Tokens that Synapse keeps itself, in its tables `access_tokens` and `users`.
 
-use sqlx::{PgConnection, Row};
+use sqlx::Row;
 
 use super::{AccessToken, Admin};
-use crate::{error::Error, postgres::failure, statement};
+use crate::{
+    error::Error,
+    postgres::{Connection, failure},
+    statement,
+};
 
 pub(super) async fn admin(
-    connection: &mut PgConnection,
+    connection: &mut Connection,
     token: &AccessToken,
     now_ms: i64,
 ) -> Result<Admin, Error> {
-    let user = sqlx::query(statement::ACCESS_TOKEN)
-        .bind(&token.0)
-        .fetch_optional(connection)
-        .await
-        .map_err(|error| failure("looking up an access token", &error))?
-        .ok_or(Error::UnknownToken)?;
+    let query = sqlx::query(statement::ACCESS_TOKEN).bind(&token.0);
+    let user =
+        connection.row("looking up an access token", query).await?.ok_or(Error::UnknownToken)?;
     let column = |error: sqlx::Error| failure("reading the user of an access token", &error);
 
     let valid_until_ms: Option<i64> = user.try_get("valid_until_ms").map_err(column)?;

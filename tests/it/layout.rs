@@ -8,8 +8,8 @@ use crate::support::{project, read};
 /// A module may import from those before it. On one level they may not import each other.
 const LEVELS: [&[&str]; 9] = [
     &["error"],
-    &["query", "page", "config", "log"],
-    &["statement"],
+    &["query", "page", "config", "log", "aws"],
+    &["statement", "credentials"],
     &["postgres", "event"],
     &["auth"],
     &["media_usage"],

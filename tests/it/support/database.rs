@@ -7,7 +7,6 @@ use std::{
         OnceLock,
         atomic::{AtomicU32, Ordering},
     },
-    thread,
 };
 
 use serde::Deserialize;
@@ -17,8 +16,9 @@ use synapse_media_usage::{
     postgres::Connector,
     service::Service,
 };
+use tokio::sync::Mutex;
 
-use super::{block_on, project, read};
+use super::{NOW_MS, project, read};
 
 /// Where the cluster is, as `tests/tools/postgres` tells it.
 #[derive(Debug, Deserialize)]
@@ -52,19 +52,6 @@ pub fn cluster() -> &'static Cluster {
             serde_json::from_str(&line).unwrap_or_else(|_| panic!("no cluster: {line:?}"));
         // Never dropped, so that the pipe stays open as long as the process lives.
         std::mem::forget(tool);
-        // On a thread of its own, because whoever asks first may be inside a runtime already.
-        let superuser = options(&cluster, "postgres");
-        let role = thread::spawn(move || {
-            block_on(async {
-                let mut postgres = PgConnection::connect_with(&superuser).await?;
-                // Data that the bench kept have the role already.
-                let role = "DO $$ BEGIN CREATE ROLE media_usage; EXCEPTION WHEN duplicate_object THEN END $$;
-                    ALTER ROLE media_usage LOGIN PASSWORD 'p@ss/word'";
-                sqlx::raw_sql(role).execute(&mut postgres).await?;
-                postgres.close().await
-            })
-        });
-        role.join().unwrap().unwrap();
         cluster
     })
 }
@@ -77,6 +64,10 @@ fn options(cluster: &Cluster, database: &str) -> PgConnectOptions {
         .username("postgres")
         .database(database)
 }
+
+/// Who may change the role: it belongs to all databases of the cluster, and PostgreSQL does not let
+/// two of them change it at the same time.
+static ROLE: Mutex<()> = Mutex::const_new(());
 
 /// The supported schemas, by their files in `tests/schema`.
 pub const SCHEMAS: [&str; 2] = ["synapse-84", "synapse-94"];
@@ -101,7 +92,9 @@ impl Database {
         postgres.run(&format!("CREATE DATABASE {name}")).await;
         let database = Self { name };
         database.run(&read(&format!("tests/schema/{schema}.sql"))).await;
-        database.run("GRANT SELECT ON ALL TABLES IN SCHEMA public TO media_usage").await;
+        let _alone = ROLE.lock().await;
+        database.run(&read("src/sql/role.sql")).await;
+        database.run("ALTER ROLE media_usage PASSWORD 'p@ss/word'").await;
         database
     }
 
@@ -163,7 +156,7 @@ impl Database {
     /// A connection with the function's role and session settings.
     pub async fn session(&self) -> PgConnection {
         let config = config(&self.url()).unwrap();
-        Connector::new(config).connect().await.unwrap().session
+        Connector::new(config).connect(NOW_MS).await.unwrap().session
     }
 
     /// The URL for the function, with its role and over TCP.

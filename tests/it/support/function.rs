@@ -73,6 +73,11 @@ struct Event {
 impl Function {
     /// Starts the release binary with these variables and no others.
     pub fn start(variables: &[(&str, &str)]) -> Self {
+        Self::start_by(&[], variables)
+    }
+
+    /// The same, by a command that ends up as the binary.
+    pub fn start_by(command: &[&str], variables: &[(&str, &str)]) -> Self {
         let (events, to_runtime) = tokio::sync::mpsc::unbounded_channel();
         let (from_runtime, outcomes) = mpsc::channel();
         let (end, ended) = oneshot::channel();
@@ -84,7 +89,10 @@ impl Function {
             waits: false.into(),
         });
         let api = serve(Arc::clone(&state), ended);
-        let mut process = Command::new(release_binary())
+        let binary = release_binary().to_str().unwrap();
+        let words = [command, &[binary]].concat();
+        let mut process = Command::new(words[0])
+            .args(&words[1..])
             .env_clear()
             .envs([
                 ("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "128"),

@@ -7,7 +7,9 @@ pub mod function;
 pub mod gateway;
 pub mod proxy;
 
-use std::{future::Future, path::Path};
+use std::{future::Future, path::Path, time::Duration};
+
+use synapse_media_usage::service::Now;
 
 /// Runs a future on a runtime like the function's own.
 pub fn block_on<T>(future: impl Future<Output = T>) -> T {
@@ -26,3 +28,6 @@ pub fn read(path: &str) -> String {
 
 /// 2026, in ms: after every expiry in the recorded rows that lies in the past, before all others.
 pub const NOW_MS: i64 = 1_780_000_000_000;
+
+/// An invocation at [`NOW_MS`] with all of template.yaml's timeout left.
+pub const NOW: Now = Now { unix_ms: NOW_MS, time_left: Duration::from_secs(28) };
