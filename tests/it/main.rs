@@ -4,6 +4,7 @@
 mod configuration;
 mod conformance;
 mod events;
+mod failing;
 mod layout;
 mod log;
 mod pages;

@@ -1,0 +1,136 @@
+//! What a request ends with when the surroundings fail it: the right page or an honest error, in
+//! time; and nothing is left behind.
+
+use std::{fs, process::Command, time::Duration};
+
+use serde_json::Value;
+use sqlx::Connection as _;
+
+use crate::{
+    events::request,
+    session::{ask, start},
+    support::{
+        block_on,
+        database::{Database, cluster},
+        function::Function,
+        gateway::Gateway,
+        proxy::Proxy,
+    },
+};
+
+/// Keeps the media from being read as long as the connection lives.
+async fn lock_media(database: &Database) -> sqlx::PgConnection {
+    let mut superuser = database.superuser().await;
+    sqlx::raw_sql("BEGIN; LOCK local_media_repository").execute(&mut superuser).await.unwrap();
+    superuser
+}
+
+/// How many statements of the function the server is working on.
+async fn statements(database: &Database) -> i64 {
+    let mut superuser = database.superuser().await;
+    let active = "SELECT count(*) FROM pg_stat_activity
+                   WHERE usename = 'media_usage' AND datname = current_database() AND state = 'active'";
+    sqlx::query_scalar(active).fetch_one(&mut superuser).await.unwrap()
+}
+
+#[test]
+fn a_statement_is_cancelled_on_the_server_before_the_invocation_ends() {
+    let database = block_on(Database::of_conformance("synapse-94"));
+    let function = start(&database.url());
+    assert_eq!(ask(&function).0, 200);
+    block_on(async {
+        let lock = lock_media(&database).await;
+        let event = Gateway::HttpApi.event(&request(Some("limit=1"))).unwrap().to_string();
+        let answer = function.invoke_within(event.as_bytes(), Duration::from_secs(3)).unwrap();
+        let body: Value = serde_json::from_str(answer["body"].as_str().unwrap()).unwrap();
+        assert_eq!((&answer["statusCode"], &body["errcode"]), (&504.into(), &"M_UNKNOWN".into()));
+        assert!(body["error"].as_str().unwrap().contains("from_ts"), "{body}");
+        assert_eq!(statements(&database).await, 0);
+        lock.close().await.unwrap();
+    });
+    assert_eq!(ask(&function).0, 200);
+    let log = function.stop();
+    assert!(log.contains("no answer from the database within 1"), "{log}"); // 1.5 s before the end
+    assert!(!log.contains("could not be cancelled"), "{log}");
+}
+
+#[test]
+fn a_statement_that_took_too_long_is_not_asked_again() {
+    let database = block_on(Database::of_conformance("synapse-94"));
+    let proxy = Proxy::start();
+    let function = Function::start(&[
+        ("DATABASE_URL", &proxy.url(&database)),
+        ("STATEMENT_TIMEOUT_MS", "200"),
+    ]);
+    assert_eq!(ask(&function).0, 200);
+    let before = proxy.round_trips();
+    block_on(async {
+        let _lock = lock_media(&database).await;
+        assert_eq!(ask(&function).0, 504);
+    });
+    // The token and the page.
+    assert_eq!(proxy.round_trips() - before, 2);
+    function.stop();
+}
+
+#[test]
+fn sigterm_closes_the_connection_politely() {
+    let database = block_on(Database::of_conformance("synapse-94"));
+    // What the server's log says of the sessions of one application.
+    let said = |application: &str| {
+        let log = fs::read_to_string(&cluster().log).unwrap();
+        let by = format!(" {application}: ");
+        log.lines().filter(|line| line.contains(&by)).map(str::to_owned).collect::<Vec<_>>()
+    };
+    for (application, is_polite) in [("polite", true), ("killed", false)] {
+        let function = start(&format!("{}?application_name={application}", database.url()));
+        assert_eq!(ask(&function).0, 200);
+        if is_polite {
+            let (log, status) = function.terminate();
+            assert!(status.success(), "{status}: {log}");
+        } else {
+            function.stop();
+        }
+        // The server writes the line a moment later.
+        while !said(application).iter().any(|line| line.contains("disconnection")) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let lines = said(application);
+        let rude = lines.iter().any(|line| {
+            line.contains("unexpected EOF") || line.contains("could not receive data from client")
+        });
+        assert_eq!(!rude, is_polite, "{lines:?}");
+    }
+}
+
+#[test]
+fn the_host_name_is_resolved_at_each_connect() {
+    // A file of hosts of one's own needs a mount namespace of one's own.
+    let is_possible = Command::new("unshare").args(["-rm", "true"]).output();
+    if !is_possible.is_ok_and(|output| output.status.success()) {
+        println!("this system does not let its users have namespaces of their own");
+        return;
+    }
+    let database = block_on(Database::of_conformance("synapse-94"));
+    let hosts = tempfile(&format!("media-usage-hosts-{}", database.name));
+    fs::write(&hosts, "127.0.0.1 localhost\n").unwrap();
+    let url = database.url().replace("127.0.0.1", "replica.example") + "?sslmode=disable";
+    let function = Function::start_by(
+        &["unshare", "-rm", "sh", "-c", "mount --bind \"$0\" /etc/hosts && exec \"$@\"", &hosts],
+        &[("DATABASE_URL", &url)],
+    );
+    let (status, error) = ask(&function);
+    assert_eq!((status, error["errcode"].as_str()), (503, Some("M_UNKNOWN")), "{error}");
+    fs::write(&hosts, "127.0.0.1 localhost replica.example\n").unwrap();
+    assert_eq!(ask(&function).0, 200);
+    // And where the name is gone, an open connection is still good.
+    fs::write(&hosts, "127.0.0.1 localhost\n").unwrap();
+    assert_eq!(ask(&function).0, 200);
+    let log = function.stop();
+    assert!(log.contains("lookup"), "{log}");
+    fs::remove_file(&hosts).unwrap();
+}
+
+fn tempfile(name: &str) -> String {
+    std::env::temp_dir().join(name).to_str().unwrap().to_owned()
+}
