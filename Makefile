@@ -5,7 +5,7 @@
 SHELL := /usr/bin/env bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint bench build
+.PHONY: help demo serve test soak lint bench build
 
 # Finds or installs Rust; where rustup has just been installed, its folder is not on PATH yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -31,6 +31,14 @@ test: lint             ## Run every check
 	cargo bench --profile dev --locked --bench bench -- --smoke
 	@echo "== tests"
 	cargo test --locked --lib --test it -- --show-output
+
+# Most of it is waiting, so that many functions share the faults. SOAK_SEED=... makes a run's faults again.
+soak: export SOAK_FAULTS ?= 1200
+soak: export SOAK_FUNCTIONS ?= 12
+soak:                  ## Break the connection to the database in 1200 random ways (ten minutes)
+	@$(rust)
+	cargo build --release --locked
+	cargo test --locked --test it -- soak --nocapture
 
 # For this machine's architecture; the group "lint" holds sam, cargo-lambda and zig together.
 build:                 ## Build what sam deploys, in .aws-sam

@@ -5,12 +5,14 @@ mod configuration;
 mod conformance;
 mod events;
 mod failing;
+mod freeze;
 mod layout;
 mod log;
 mod pages;
 mod plans;
 mod properties;
 mod session;
+mod soak;
 mod statements;
 #[expect(dead_code, reason = "the bench uses the rest")]
 mod support;
