@@ -35,7 +35,8 @@ test: lint             ## Run every check
 # Most of it is waiting, so that many functions share the faults. SOAK_SEED=... makes a run's faults again.
 soak: export SOAK_FAULTS ?= 1200
 soak: export SOAK_FUNCTIONS ?= 12
-soak:                  ## Break the connection to the database in 1200 random ways (ten minutes)
+soak: export SOAK_CRASHES ?= 20
+soak:                  ## Break the connection to the database in 1200 random ways (five minutes)
 	@$(rust)
 	cargo build --release --locked
 	cargo test --locked --test it -- soak --nocapture

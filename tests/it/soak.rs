@@ -6,6 +6,7 @@
 //! | `SOAK_SEED` | the same seed makes the same faults | the time |
 //! | `SOAK_FAULTS` | how many there are | 48 |
 //! | `SOAK_FUNCTIONS` | how many functions share them, each with a database and a proxy of its own | 6 |
+//! | `SOAK_CRASHES` | how often the server then crashes and restarts, which no other test must meet | 0 |
 
 use std::{
     collections::BTreeMap,
@@ -21,7 +22,7 @@ use crate::support::{
     block_on,
     cases::{Case, cases},
     database::{Database, cluster},
-    function::{Function, NoOutcome, Outcome},
+    function::{Function, NoOutcome, Outcome, signal},
     gateway::Gateway,
     proxy::{Fault, Place, Plan, Proxy, Side},
 };
@@ -190,7 +191,7 @@ impl AddAssign<&Self> for Tally {
 impl Tally {
     fn row(&self, name: &str) -> String {
         format!(
-            "{name:<48} {:>6} {:>6} {:>8} {:>6} {:>5} {:>5} {:>6} {:>8} {:>5} {:>6} {:>8}",
+            "{name:<54} {:>6} {:>6} {:>8} {:>6} {:>5} {:>5} {:>6} {:>8} {:>5} {:>6} {:>8}",
             self.faults,
             self.met,
             self.requests,
@@ -218,12 +219,14 @@ struct Soak {
     function: Function,
     requests: Vec<Request>,
     tallies: BTreeMap<String, Tally>,
+    /// Of the fault under way.
     complaints: Vec<String>,
+    report: Vec<String>,
 }
 
 impl Soak {
     /// The number decides whether there is TLS and which statements answer.
-    fn new(number: usize) -> Self {
+    fn new(number: u64) -> Self {
         let mut database = block_on(Database::of_conformance("synapse-94"));
         if number % 4 > 1 {
             database = block_on(database.enlarge());
@@ -244,7 +247,28 @@ impl Soak {
             requests,
             tallies: BTreeMap::new(),
             complaints: Vec::new(),
+            report: Vec::new(),
         }
+    }
+
+    /// The server crashes, the function asks meanwhile, and again when the server is back.
+    fn crash(&mut self, random: &mut Random) -> Tally {
+        let mut tally = Tally { faults: 1, met: 1, ..Tally::default() };
+        block_on(async {
+            let mut victim = self.database.superuser().await;
+            let pid = "SELECT pg_backend_pid()";
+            let pid: i32 = sqlx::query_scalar(pid).fetch_one(&mut victim).await.unwrap();
+            // The server trusts no other process of its own any more, and starts anew.
+            signal("KILL", pid.unsigned_abs());
+        });
+        thread::sleep(Duration::from_millis(random.below(300)));
+        let request = self.random_request(random, false);
+        self.ask(request, Duration::from_secs(5), &mut tally);
+        while block_on(self.database.try_superuser()).is_err() {
+            thread::sleep(Duration::from_millis(10));
+        }
+        self.recover(random, &mut tally);
+        tally
     }
 
     /// One fault: trouble, requests meanwhile, the end of the trouble, requests until all is well.
@@ -302,14 +326,35 @@ impl Soak {
                 || matches!(trouble, Trouble::Terminated | Trouble::Full | Trouble::Frozen(None)),
         );
         self.proxy.heal();
+        self.recover(random, &mut tally);
+        tally
+    }
+
+    fn end(self) -> (BTreeMap<String, Tally>, Vec<String>) {
+        let log = self.function.stop();
+        assert!(!log.contains("panicked"), "{log}");
+        (self.tallies, self.report)
+    }
+
+    /// Asks until an answer is right.
+    fn recover(&mut self, random: &mut Random, tally: &mut Tally) {
         while tally.recovery < 5 {
             tally.recovery += 1;
             let request = self.random_request(random, false);
-            if self.ask(request, Duration::from_secs(28), &mut tally) {
-                break;
+            if self.ask(request, Duration::from_secs(28), tally) {
+                return;
             }
         }
-        tally
+    }
+
+    /// Enters what came of a fault in the report.
+    fn account(&mut self, name: &str, fault: &str, tally: &Tally) {
+        *self.tallies.entry(name.to_owned()).or_default() += tally;
+        if tally.recovery > 1 {
+            self.complaints.push(format!("recovered after {}", tally.recovery));
+        }
+        self.report
+            .extend(self.complaints.drain(..).map(|complaint| format!("{fault}: {complaint}")));
     }
 
     fn random_request(&self, random: &mut Random, of_an_admin: bool) -> usize {
@@ -482,41 +527,38 @@ fn whatever_breaks_the_answer_is_right_or_honest_and_in_time() {
     let functions = variable("SOAK_FUNCTIONS").unwrap_or(6);
     println!("SOAK_SEED={seed} SOAK_FAULTS={faults} SOAK_FUNCTIONS={functions}");
     let start = Instant::now();
+    // A fault depends on its number only, and not on what came of others.
+    let random_of = move |fault| Random(Random(seed).next() ^ fault);
     let threads: Vec<_> = (0..functions)
         .map(|number| {
             thread::spawn(move || {
-                let mut soak = Soak::new(usize::try_from(number).unwrap());
+                let mut soak = Soak::new(number);
                 for fault in (number..faults).step_by(usize::try_from(functions).unwrap()) {
-                    // A fault depends on its number only, and not on what came of others.
-                    let mut random = Random(Random(seed).next() ^ fault);
+                    let mut random = random_of(fault);
                     let trouble = Trouble::random(&mut random);
-                    let known = soak.complaints.len();
                     let tally = soak.suffer(trouble, &mut random);
-                    *soak.tallies.entry(trouble.to_string()).or_default() += &tally;
-                    if tally.recovery > 1 {
-                        soak.complaints.push(format!("recovered after {}", tally.recovery));
-                    }
-                    for complaint in &mut soak.complaints[known..] {
-                        *complaint = format!("fault {fault}, {trouble:?}: {complaint}");
-                    }
+                    let name = trouble.to_string();
+                    soak.account(&name, &format!("fault {fault}, {trouble:?}"), &tally);
                 }
-                let log = soak.function.stop();
-                assert!(!log.contains("panicked"), "{log}");
-                (soak.tallies, soak.complaints)
+                soak.end()
             })
         })
         .collect();
-    let (mut tallies, mut complaints) = (BTreeMap::<String, Tally>::new(), Vec::new());
-    for thread in threads {
-        let (of_one, complaints_of_one) = thread.join().unwrap();
-        for (name, tally) in of_one {
-            *tallies.entry(name).or_default() += &tally;
-        }
-        complaints.extend(complaints_of_one);
+    let mut reports: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+    let mut soak = Soak::new(0);
+    for crash in 0..variable("SOAK_CRASHES").unwrap_or(0) {
+        let tally = soak.crash(&mut random_of(faults + crash));
+        soak.account("server crashed and restarted", &format!("crash {crash}"), &tally);
     }
+    reports.push(soak.end());
+    let mut tallies = BTreeMap::<String, Tally>::new();
+    for (name, tally) in reports.iter().flat_map(|(tallies, _)| tallies) {
+        *tallies.entry(name.clone()).or_default() += tally;
+    }
+    let complaints: Vec<_> = reports.into_iter().flat_map(|(_, complaints)| complaints).collect();
     let mut all = Tally::default();
     println!(
-        "{:<48} {:>6} {:>6} {:>8} {:>6} {:>5} {:>5} {:>6} {:>8} {:>5} {:>6} {:>8}",
+        "{:<54} {:>6} {:>6} {:>8} {:>6} {:>5} {:>5} {:>6} {:>8} {:>5} {:>6} {:>8}",
         "",
         "faults",
         "met",

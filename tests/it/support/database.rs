@@ -150,7 +150,12 @@ impl Database {
 
     /// A connection of the superuser.
     pub async fn superuser(&self) -> PgConnection {
-        PgConnection::connect_with(&options(cluster(), &self.name)).await.unwrap()
+        self.try_superuser().await.unwrap()
+    }
+
+    /// The same, from a server that may not be up.
+    pub async fn try_superuser(&self) -> Result<PgConnection, sqlx::Error> {
+        PgConnection::connect_with(&options(cluster(), &self.name)).await
     }
 
     /// A connection with the function's role and session settings.

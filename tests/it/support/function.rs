@@ -178,7 +178,7 @@ impl Function {
             assert!(!self.has_exited(), "the process ended by itself");
             thread::sleep(Duration::from_millis(1));
         }
-        self.signal("STOP");
+        signal("STOP", self.process.borrow().id());
         // The third field: whether it runs, sleeps, or is stopped.
         let stat = format!("/proc/{}/stat", self.process.borrow().id());
         while !fs::read_to_string(&stat).unwrap().contains(") T ") {
@@ -188,14 +188,14 @@ impl Function {
 
     /// Lets a stopped process go on.
     pub fn resume(&self) {
-        self.signal("CONT");
+        signal("CONT", self.process.borrow().id());
     }
 
     /// Asks the process to end, as Lambda does with an execution environment that it removes, and
     /// returns all that it wrote, and how it ended.
     pub fn terminate(mut self) -> (String, ExitStatus) {
         assert!(!self.has_exited(), "the process ended by itself");
-        self.signal("TERM");
+        signal("TERM", self.process.borrow().id());
         let patience = Instant::now() + Duration::from_secs(10);
         let status = loop {
             if let Some(status) = self.process.get_mut().try_wait().unwrap() {
@@ -205,13 +205,6 @@ impl Function {
             thread::sleep(Duration::from_millis(1));
         };
         (self.output.take().unwrap().join().unwrap(), status)
-    }
-
-    fn signal(&self, name: &str) {
-        let process = self.process.borrow().id().to_string();
-        // Every shell has `kill`, while not every system has a program of that name.
-        let kill = Command::new("sh").args(["-c", "kill -s $0 $1", name, &process]).status();
-        assert!(kill.unwrap().success());
     }
 
     /// The most memory that the process has had resident so far, in bytes.
@@ -235,6 +228,14 @@ impl Drop for Function {
         let _ = self.process.get_mut().kill();
         let _ = self.process.get_mut().wait();
     }
+}
+
+/// Sends a signal to a process.
+pub fn signal(name: &str, process: u32) {
+    // Every shell has `kill`, while not every system has a program of that name.
+    let kill =
+        Command::new("sh").args(["-c", "kill -s $0 $1", name, &process.to_string()]).status();
+    assert!(kill.unwrap().success());
 }
 
 /// The binary as it is deployed, built if need be.

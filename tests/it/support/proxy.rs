@@ -388,8 +388,11 @@ impl Link {
             sink.write_all(&bytes[..most]).await.map_err(|_| Fault::Close)?;
             self.talk.lock().unwrap().passed[from as usize] += most as u64;
             bytes = &bytes[most..];
-            if let Some(Fault::Slow(pause)) = fault {
-                tokio::time::sleep(pause).await;
+            match fault {
+                // A timer takes a millisecond at least.
+                Some(Fault::Slow(Duration::ZERO)) => tokio::task::yield_now().await,
+                Some(Fault::Slow(pause)) => tokio::time::sleep(pause).await,
+                _ => (),
             }
         }
         Ok(())
