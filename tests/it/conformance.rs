@@ -6,14 +6,18 @@ use lambda_http::{
     Body, Request, RequestExt, Response,
     http::{HeaderName, HeaderValue, Method},
 };
-use synapse_media_usage::{event::RawQuery, page::Budget, service::Now};
+use synapse_media_usage::{
+    event::RawQuery,
+    page::Budget,
+    service::{Now, Service},
+};
 
 use crate::support::{
     NOW, block_on,
     cases::{Answer, Case, cases},
     database::{Database, SCHEMAS},
     function::Function,
-    gateway::GATEWAYS,
+    gateway::{GATEWAYS, Gateway},
 };
 
 /// The request of a case, without any gateway.
@@ -44,7 +48,7 @@ fn answer(response: Response<Body>) -> Answer {
     }
 }
 
-fn assert_none(complaints: &[String]) {
+pub fn assert_none(complaints: &[String]) {
     assert!(
         complaints.is_empty(),
         "{} wrong answers:\n{}",
@@ -53,8 +57,8 @@ fn assert_none(complaints: &[String]) {
     );
 }
 
-async fn complaints(database: &Database) -> Vec<String> {
-    let service = database.service();
+/// What is wrong with a service's answers to the recorded requests.
+pub async fn complaints(service: &Service) -> Vec<String> {
     let mut complaints = Vec::new();
     for case in cases() {
         let response = service.respond(&request(&case), Budget::INVOCATION, NOW).await;
@@ -63,13 +67,25 @@ async fn complaints(database: &Database) -> Vec<String> {
     complaints
 }
 
+/// The same of the binary, by the kind of event that carries every request.
+pub fn complaints_of_binary(function: &Function) -> Vec<String> {
+    let complaint = |case: Case| {
+        let event = Gateway::HttpApi.event(&case).unwrap().to_string();
+        match function.invoke(event.as_bytes()) {
+            Ok(response) => case.complaint(&Gateway::HttpApi.answer(&response)),
+            Err(error) => Some(format!("{}: {error}", case.name)),
+        }
+    };
+    cases().into_iter().filter_map(complaint).collect()
+}
+
 #[test]
 fn every_recorded_answer_in_process() {
     for schema in SCHEMAS {
         block_on(async {
             let database = Database::of_conformance(schema).await;
-            assert_none(&complaints(&database).await);
-            assert_none(&complaints(&database.enlarge().await).await);
+            assert_none(&complaints(&database.service()).await);
+            assert_none(&complaints(&database.enlarge().await.service()).await);
         });
     }
 }

@@ -13,6 +13,8 @@ mod plans;
 mod properties;
 mod session;
 mod soak;
+mod standby;
 mod statements;
 #[expect(dead_code, reason = "the bench uses the rest")]
 mod support;
+mod tls;

@@ -270,7 +270,7 @@ fn a_statement_that_takes_too_long_is_504_and_the_next_request_is_answered() {
 #[test]
 fn a_database_that_is_not_there_is_503_until_it_is() {
     let database = block_on(Database::of_conformance("synapse-94"));
-    let elsewhere = Database { name: format!("{}_later", database.name) };
+    let elsewhere = Database { name: format!("{}_later", database.name), ..database };
     let function = start(&elsewhere.url());
     // The server is there and the database is not: that is a matter of configuration.
     assert_eq!(ask(&function).0, 500);

@@ -420,7 +420,7 @@ impl Soak {
         let (locked, is_locked) = std::sync::mpsc::channel();
         let thread = thread::spawn(move || {
             block_on(async {
-                let database = Database { name };
+                let database = Database { name, cluster: cluster() };
                 let (mut holder, mut superuser) =
                     (database.superuser().await, database.superuser().await);
                 sqlx::raw_sql("BEGIN; LOCK local_media_repository")

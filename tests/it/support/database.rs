@@ -1,12 +1,8 @@
 //! A real PostgreSQL: one private cluster for the whole run, one database for each test.
 
-use std::{
-    io::{BufRead, BufReader},
-    process::{Command, Stdio},
-    sync::{
-        OnceLock,
-        atomic::{AtomicU32, Ordering},
-    },
+use std::sync::{
+    OnceLock,
+    atomic::{AtomicU32, Ordering},
 };
 
 use serde::Deserialize;
@@ -18,7 +14,7 @@ use synapse_media_usage::{
 };
 use tokio::sync::Mutex;
 
-use super::{NOW_MS, project, read};
+use super::{NOW_MS, read, tool};
 
 /// Where the cluster is, as `tests/tools/postgres` tells it.
 #[derive(Debug, Deserialize)]
@@ -30,30 +26,35 @@ pub struct Cluster {
     /// PEM file of the authority of the server's certificate; `None` where this PostgreSQL was
     /// built without TLS.
     pub ca: Option<String>,
+    /// The folder of the server's certificate and of others for the same key.
+    pub tls: Option<String>,
     /// The server's log file.
     pub log: String,
 }
 
-/// The cluster, started on first use. It ends with this process, however that ends: the tool
-/// waits for its standard input to close.
+/// The cluster that tests share, started on first use.
 pub fn cluster() -> &'static Cluster {
-    static CLUSTER: OnceLock<Cluster> = OnceLock::new();
+    static CLUSTER: OnceLock<&Cluster> = OnceLock::new();
     CLUSTER.get_or_init(|| {
-        let mut tool = Command::new(project().join("tests/tools/postgres"))
-            .arg("serve")
-            .args(std::env::var_os("BENCH_DATA"))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(tool.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let cluster: Cluster =
-            serde_json::from_str(&line).unwrap_or_else(|_| panic!("no cluster: {line:?}"));
-        // Never dropped, so that the pipe stays open as long as the process lives.
-        std::mem::forget(tool);
-        cluster
+        let data = std::env::var("BENCH_DATA").ok();
+        Cluster::start(&["serve", data.as_deref().unwrap_or_default()])
     })
+}
+
+impl Cluster {
+    /// A cluster for one test.
+    pub fn of_its_own() -> &'static Self {
+        Self::start(&["serve"])
+    }
+
+    /// A hot standby that streams from this cluster.
+    pub fn standby(&self) -> &'static Self {
+        Self::start(&["standby", &self.socket_dir, &self.port.to_string()])
+    }
+
+    fn start(arguments: &[&str]) -> &'static Self {
+        Box::leak(Box::new(tool("postgres", arguments)))
+    }
 }
 
 /// The superuser's way in, which needs no password.
@@ -76,21 +77,26 @@ pub const SCHEMAS: [&str; 2] = ["synapse-84", "synapse-94"];
 #[derive(Debug)]
 pub struct Database {
     pub name: String,
+    pub cluster: &'static Cluster,
 }
 
 impl Database {
     /// An empty one of the given schema.
     pub async fn new(schema: &str) -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("synapse_{}", COUNT.fetch_add(1, Ordering::Relaxed));
-        Self::create(name, schema).await
+        Self::new_in(cluster(), schema).await
     }
 
-    async fn create(name: String, schema: &str) -> Self {
-        let postgres = Self { name: "postgres".to_owned() };
+    async fn new_in(cluster: &'static Cluster, schema: &str) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("synapse_{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        Self::create(cluster, name, schema).await
+    }
+
+    async fn create(cluster: &'static Cluster, name: String, schema: &str) -> Self {
+        let postgres = Self { name: "postgres".to_owned(), cluster };
         postgres.run(&format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)")).await;
         postgres.run(&format!("CREATE DATABASE {name}")).await;
-        let database = Self { name };
+        let database = Self { name, cluster };
         database.run(&read(&format!("tests/schema/{schema}.sql"))).await;
         let _alone = ROLE.lock().await;
         database.run(&read("src/sql/role.sql")).await;
@@ -101,7 +107,7 @@ impl Database {
     /// One that is kept between runs where the cluster is, and whether it has yet to be filled.
     /// Call [`Database::complete`] when it has been.
     pub async fn kept(name: &str) -> (Self, bool) {
-        let postgres = Self { name: "postgres".to_owned() };
+        let postgres = Self { name: "postgres".to_owned(), cluster: cluster() };
         let mut superuser = postgres.superuser().await;
         let complete = "SELECT count(*) FROM pg_shdescription JOIN pg_database ON pg_database.oid = objoid \
                         WHERE datname = $1 AND description = 'complete'";
@@ -109,9 +115,9 @@ impl Database {
             sqlx::query_scalar(complete).bind(name).fetch_one(&mut superuser).await.unwrap();
         superuser.close().await.unwrap();
         if count > 0 {
-            return (Self { name: name.to_owned() }, false);
+            return (Self { name: name.to_owned(), ..postgres }, false);
         }
-        (Self::create(name.to_owned(), "synapse-94").await, true)
+        (Self::create(cluster(), name.to_owned(), "synapse-94").await, true)
     }
 
     /// Marks a kept database as filled.
@@ -121,7 +127,12 @@ impl Database {
 
     /// One with the rows behind the recorded cases.
     pub async fn of_conformance(schema: &str) -> Self {
-        let database = Self::new(schema).await;
+        Self::of_conformance_in(cluster(), schema).await
+    }
+
+    /// The same, in another cluster.
+    pub async fn of_conformance_in(cluster: &'static Cluster, schema: &str) -> Self {
+        let database = Self::new_in(cluster, schema).await;
         let rows = read("tests/conformance/dataset.sql");
         // The only column of the rows that the older schema lacks is read by nobody.
         let rows = if schema == "synapse-84" { without_suspended(&rows) } else { rows };
@@ -155,7 +166,7 @@ impl Database {
 
     /// The same, from a server that may not be up.
     pub async fn try_superuser(&self) -> Result<PgConnection, sqlx::Error> {
-        PgConnection::connect_with(&options(cluster(), &self.name)).await
+        PgConnection::connect_with(&options(self.cluster, &self.name)).await
     }
 
     /// A connection with the function's role and session settings.
@@ -166,7 +177,10 @@ impl Database {
 
     /// The URL for the function, with its role and over TCP.
     pub fn url(&self) -> String {
-        format!("postgres://media_usage:p%40ss%2Fword@127.0.0.1:{}/{}", cluster().port, self.name)
+        format!(
+            "postgres://media_usage:p%40ss%2Fword@127.0.0.1:{}/{}",
+            self.cluster.port, self.name
+        )
     }
 
     /// The service itself, in this process.

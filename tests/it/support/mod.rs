@@ -7,7 +7,15 @@ pub mod function;
 pub mod gateway;
 pub mod proxy;
 
-use std::{future::Future, path::Path, time::Duration};
+use std::{
+    future::Future,
+    io::{BufRead, BufReader},
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use serde::de::DeserializeOwned;
 
 use synapse_media_usage::service::Now;
 
@@ -24,6 +32,27 @@ pub fn project() -> &'static Path {
 /// The text of a file of the project.
 pub fn read(path: &str) -> String {
     std::fs::read_to_string(project().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// Starts a server of `tests/tools`, and returns what it says of itself. It ends with this process,
+/// however that ends: each waits for its standard input to close.
+pub fn tool<T: DeserializeOwned>(name: &str, arguments: &[&str]) -> T {
+    try_tool(name, arguments).unwrap_or_else(|| panic!("tests/tools/{name} did not start"))
+}
+
+/// The same, or `None` if it did not start, and has said why.
+pub fn try_tool<T: DeserializeOwned>(name: &str, arguments: &[&str]) -> Option<T> {
+    let mut server = Command::new(project().join("tests/tools").join(name))
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(server.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    // Never dropped, so that the pipe stays open as long as the process lives.
+    std::mem::forget(server);
+    serde_json::from_str(&line).ok()
 }
 
 /// 2026, in ms: after every expiry in the recorded rows that lies in the past, before all others.
