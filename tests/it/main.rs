@@ -3,6 +3,7 @@
 
 mod configuration;
 mod conformance;
+mod credentials;
 mod events;
 mod failing;
 mod freeze;
@@ -10,6 +11,7 @@ mod layout;
 mod log;
 mod pages;
 mod plans;
+mod pooler;
 mod properties;
 mod session;
 mod soak;

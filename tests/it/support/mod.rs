@@ -5,6 +5,7 @@ pub mod cases;
 pub mod database;
 pub mod function;
 pub mod gateway;
+pub mod iam;
 pub mod proxy;
 
 use std::{
