@@ -218,7 +218,10 @@ pub fn rds_token(
     let request = SignableRequest::new("GET", &url, std::iter::empty(), SignableBody::Bytes(b""))
         .map_err(|error| error.to_string())?;
     let (instructions, _) = sign(request, &params).map_err(|error| error.to_string())?.into_parts();
-    for (name, value) in instructions.params() {
+    // The signature comes last, after the session's token.
+    let (signature, others): (Vec<_>, Vec<_>) =
+        instructions.params().iter().partition(|(name, _)| *name == "X-Amz-Signature");
+    for (name, value) in others.into_iter().chain(signature) {
         let _ = write!(url, "&{name}={}", utf8_percent_encode(value, RESERVED));
     }
     Ok(url.split_off(SCHEME.len()))
