@@ -1,10 +1,16 @@
 //! Who asks: the access token of a request, and the evidence that it is an admin's.
 
+mod homeserver;
 mod internal;
+mod mas;
 
 use lambda_http::http::{HeaderMap, header::AUTHORIZATION};
 
-use crate::{error::Error, postgres::Connection, query::Args};
+use self::{
+    homeserver::Homeserver,
+    mas::{Introspection, Mas},
+};
+use crate::{config::Authentication, error::Error, postgres::Connection, query::Args};
 
 /// An access token as the request carries it. It has no `Display` and its `Debug` shows nothing.
 pub struct AccessToken(String);
@@ -57,28 +63,92 @@ fn bearer_token(authorization: &[u8]) -> Result<&[u8], Error> {
 #[derive(Debug)]
 pub struct Admin(());
 
+/// Knows who is an admin.
+#[derive(Debug)]
+pub struct Authenticator {
+    backend: Backend,
+    /// Asked about tokens, users and devices that the replica does not know.
+    homeserver: Option<Homeserver>,
+}
+
 /// How the homeserver knows its users' access tokens.
-#[derive(Debug, Clone, Copy)]
-pub enum Authenticator {
-    /// Synapse keeps them itself, in its table `access_tokens`.
-    Internal,
+#[derive(Debug)]
+enum Backend {
+    /// Synapse keeps them itself.
+    Internal { account_validity: bool },
+    /// They are Matrix Authentication Service's.
+    Mas(Box<Mas>),
+}
+
+/// A token, and what is known of it before the database is asked.
+#[derive(Debug)]
+pub struct Claim {
+    token: AccessToken,
+    introspection: Option<Introspection>,
 }
 
 impl Authenticator {
-    /// Checks a token at the Unix time `now_ms`, in ms.
+    /// An authenticator that has not asked anybody yet.
     ///
     /// # Errors
     ///
-    /// The refusals of [`Error`], in Synapse's order: unknown, expired, no Matrix user id,
-    /// locked, guest, not an admin. A failure of the database is one of its `Database` errors.
+    /// As [`Client::new`](crate::http::Client::new).
+    pub fn new(config: Authentication) -> Result<Self, rustls::Error> {
+        let backend = match config.mas {
+            None => Backend::Internal { account_validity: config.account_validity },
+            Some(mas) => Backend::Mas(Box::new(Mas::new(mas)?)),
+        };
+        let homeserver = config.homeserver.as_ref().map(Homeserver::new).transpose()?;
+        Ok(Self { backend, homeserver })
+    }
+
+    /// Reads the secrets ahead of the first request. If that fails, the request tries again.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::IntrospectionFailed`].
+    pub async fn prepare(&self) -> Result<(), Error> {
+        match &self.backend {
+            Backend::Internal { .. } => Ok(()),
+            Backend::Mas(mas) => mas.prepare().await,
+        }
+    }
+
+    /// What is known of a token without the database, at the Unix time `now_ms`, in ms.
+    ///
+    /// # Errors
+    ///
+    /// With MAS [`Error::TokenNotActive`] and [`Error::IntrospectionFailed`].
+    pub async fn claim(&self, token: AccessToken, now_ms: i64) -> Result<Claim, Error> {
+        let introspection = match &self.backend {
+            Backend::Internal { .. } => None,
+            Backend::Mas(mas) => Some(mas.introspect(&token, now_ms).await?),
+        };
+        Ok(Claim { token, introspection })
+    }
+
+    /// Checks a claim at the Unix time `now_ms`, in ms.
+    ///
+    /// # Errors
+    ///
+    /// The refusals of [`Error`], in Synapse's order. A failure of the database is one of its
+    /// `Database` errors, one of the homeserver [`Error::HomeserverUnavailable`].
     pub async fn admin(
-        self,
+        &self,
         connection: &mut Connection,
-        token: &AccessToken,
+        claim: &Claim,
         now_ms: i64,
     ) -> Result<Admin, Error> {
-        match self {
-            Self::Internal => internal::admin(connection, token, now_ms).await,
+        let (token, homeserver) = (&claim.token, self.homeserver.as_ref());
+        match (&self.backend, &claim.introspection) {
+            (Backend::Internal { account_validity }, _) => {
+                internal::admin(connection, token, homeserver, *account_validity, now_ms).await
+            }
+            (Backend::Mas(mas), Some(introspection)) => {
+                mas.admin(connection, token, introspection, homeserver, now_ms).await
+            }
+            // `claim` introspects.
+            (Backend::Mas(_), None) => Err(Error::TokenNotActive),
         }
     }
 }

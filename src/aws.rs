@@ -99,8 +99,10 @@ impl Aws {
             let client = aws_sdk_secretsmanager::Client::new(self.config().await);
             client.get_secret_value().secret_id(arn).version_stage(stage.label()).send().await
         };
-        // The client's own limit does not cover the search for credentials.
-        let answer = tokio::time::timeout(TIMEOUT, ask).await.map_err(|_| unreachable())?;
+        // The client's own limit does not cover the search for credentials. Boxed, because the
+        // client's future is large and few configurations have one.
+        let answer =
+            tokio::time::timeout(TIMEOUT, Box::pin(ask)).await.map_err(|_| unreachable())?;
         answer
             .map_err(|error| failure(&error))?
             .secret_string
@@ -126,7 +128,7 @@ impl Aws {
                 provider.provide_credentials().await.map_err(|error| error.to_string())?;
             rds_token(host, port, username, &self.region, credentials, now)
         };
-        match tokio::time::timeout(TIMEOUT, ask).await {
+        match tokio::time::timeout(TIMEOUT, Box::pin(ask)).await {
             Ok(token) => token.map_err(|error| {
                 Failure::Refused(format!(
                     "no token for IAM authentication: AWS credentials: {error}"

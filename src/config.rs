@@ -22,6 +22,13 @@ use url::Url;
 /// | `DATABASE_CA_FILE` | PEM file of the authorities to trust in place of those of RDS in `AWS_REGION` | none |
 /// | `DATABASE_POOLER` | `true`: RDS Proxy, or pgbouncer in transaction mode, stands before the database | `false` |
 /// | `AWS_REGION` | the region whose RDS authorities are trusted; set by Lambda | none |
+/// | `MAS_ENDPOINT` | base URL of Matrix Authentication Service, where the homeserver leaves authentication to it | none: tokens are the homeserver's own |
+/// | `MAS_SECRET` | the secret that MAS shares with the homeserver | this or the next, with `MAS_ENDPOINT` |
+/// | `MAS_SECRET_ARN` | a secret of Secrets Manager whose text is that secret | |
+/// | `SERVER_NAME` | the homeserver's `server_name`, the part of its user ids behind the colon | required with `MAS_ENDPOINT` |
+/// | `MAS_CACHE_SECONDS` | how long an introspection may be remembered, in s, 0 to 3600; as long, a token that was revoked may still be good | 0 |
+/// | `HOMESERVER_URL` | base URL of the homeserver, which is asked about tokens, users and devices that the replica does not know | none: they are refused |
+/// | `ACCOUNT_VALIDITY` | `true`: the homeserver has `account_validity` enabled | `false` |
 /// | `STATEMENT_TIMEOUT_MS` | how long the database may work on one statement, in ms, 1 to 900000 | 20000 |
 /// | `AWS_LAMBDA_LOG_LEVEL` | `FATAL`, `ERROR`, `WARN`, `INFO`, `DEBUG` or `TRACE`; read by [`crate::log`] | `INFO` |
 /// | `AWS_LAMBDA_LOG_FORMAT` | `JSON` or text; read by [`crate::log`] | text |
@@ -35,6 +42,8 @@ pub struct Config {
     pub database: Database,
     /// How long the database may work on one statement.
     pub statement_timeout: Duration,
+    /// Who says whose a token is.
+    pub authentication: Authentication,
 }
 
 impl Config {
@@ -47,6 +56,7 @@ impl Config {
         let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
         let mut problems = Vec::new();
         let database = Database::read(&variable, &mut problems);
+        let authentication = Authentication::read(&variable, &mut problems);
         let statement_timeout = match variable("STATEMENT_TIMEOUT_MS").map(|value| value.parse()) {
             None => Duration::from_secs(20),
             Some(Ok(ms @ 1..=900_000)) => Duration::from_millis(ms),
@@ -56,7 +66,9 @@ impl Config {
             }
         };
         match database {
-            Some(database) if problems.is_empty() => Ok(Self { database, statement_timeout }),
+            Some(database) if problems.is_empty() => {
+                Ok(Self { database, statement_timeout, authentication })
+            }
             _ => Err(ConfigError { problems }),
         }
     }
@@ -95,6 +107,136 @@ pub struct Database {
     /// PEM text of the authorities to trust beside those of the public web; `None` leaves the word
     /// to the URL.
     authorities: Option<Vec<u8>>,
+}
+
+/// Who says whose a token is.
+#[derive(Debug)]
+pub struct Authentication {
+    /// Matrix Authentication Service; `None` where the homeserver keeps its tokens itself.
+    pub mas: Option<MasConfig>,
+    /// Base URL of the homeserver.
+    pub homeserver: Option<Url>,
+    /// Whether accounts expire.
+    pub account_validity: bool,
+}
+
+/// How to ask Matrix Authentication Service.
+#[derive(Debug)]
+pub struct MasConfig {
+    /// Its base URL.
+    pub endpoint: Url,
+    /// What it shares with the homeserver.
+    pub secret: MasSecret,
+    /// What is behind the colon of user ids.
+    pub server_name: String,
+    /// How long an introspection may be remembered, in ms.
+    pub cache_ms: i64,
+}
+
+/// Where the secret is that MAS shares with the homeserver.
+#[derive(Debug)]
+pub enum MasSecret {
+    /// Here.
+    Text(Hidden),
+    /// In Secrets Manager.
+    Arn {
+        /// The secret's ARN.
+        arn: String,
+        /// The secret's region, a part of the ARN.
+        region: String,
+    },
+}
+
+/// A text that is not shown.
+pub struct Hidden(String);
+
+impl Hidden {
+    /// The text itself.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Hidden {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Hidden(..)")
+    }
+}
+
+impl Authentication {
+    fn read(variable: &impl Fn(&str) -> Option<String>, problems: &mut Vec<String>) -> Self {
+        let homeserver = base_url(variable, problems, "HOMESERVER_URL");
+        let account_validity = flag(variable, problems, "ACCOUNT_VALIDITY");
+        let cache_ms = match variable("MAS_CACHE_SECONDS").map(|value| value.parse()) {
+            None => 0,
+            Some(Ok(seconds @ 0..=3600)) => seconds * 1000,
+            Some(_) => {
+                problems.push("MAS_CACHE_SECONDS is no integer from 0 to 3600".to_owned());
+                0
+            }
+        };
+        let secret = match (variable("MAS_SECRET"), variable("MAS_SECRET_ARN")) {
+            (Some(_), Some(_)) => {
+                problems.push("MAS_SECRET and MAS_SECRET_ARN exclude each other".to_owned());
+                None
+            }
+            (Some(secret), None) => Some(MasSecret::Text(Hidden(secret))),
+            (None, Some(arn)) => {
+                let region = region_of_secret(&arn).map(str::to_owned);
+                if region.is_none() {
+                    problems.push("MAS_SECRET_ARN is no ARN of a secret".to_owned());
+                }
+                region.map(|region| MasSecret::Arn { arn, region })
+            }
+            (None, None) => None,
+        };
+        if variable("MAS_ENDPOINT").is_none() {
+            if secret.is_some() {
+                problems.push("MAS_ENDPOINT is not set, though its secret is".to_owned());
+            }
+            return Self { mas: None, homeserver, account_validity };
+        }
+        let server_name = variable("SERVER_NAME");
+        for (name, is_there) in [
+            ("SERVER_NAME", server_name.is_some()),
+            (
+                "MAS_SECRET or MAS_SECRET_ARN",
+                variable("MAS_SECRET").or_else(|| variable("MAS_SECRET_ARN")).is_some(),
+            ),
+        ] {
+            if !is_there {
+                problems.push(format!("MAS_ENDPOINT needs {name}, which is not set"));
+            }
+        }
+        let endpoint = base_url(variable, problems, "MAS_ENDPOINT");
+        let mas = match (endpoint, secret, server_name) {
+            (Some(endpoint), Some(secret), Some(server_name)) => {
+                Some(MasConfig { endpoint, secret, server_name, cache_ms })
+            }
+            _ => None,
+        };
+        Self { mas, homeserver, account_validity }
+    }
+}
+
+/// A base URL, to which paths are appended.
+fn base_url(
+    variable: &impl Fn(&str) -> Option<String>,
+    problems: &mut Vec<String>,
+    name: &str,
+) -> Option<Url> {
+    let url = Url::parse(&variable(name)?).ok().filter(|url| {
+        matches!(url.scheme(), "http" | "https")
+            && url.query().is_none()
+            && url.fragment().is_none()
+            && url.username().is_empty()
+            && url.password().is_none()
+    });
+    if url.is_none() {
+        problems.push(format!("{name} is no base URL that starts with https:// or http://"));
+    }
+    url
 }
 
 /// How the function proves to the database who it is.
@@ -147,15 +289,8 @@ impl Database {
         problems: &mut Vec<String>,
     ) -> Option<Self> {
         let before = problems.len();
-        let mut flag = |name: &str| match variable(name).as_deref() {
-            None | Some("false") => false,
-            Some("true") => true,
-            Some(_) => {
-                problems.push(format!("{name} is neither true nor false"));
-                false
-            }
-        };
-        let (iam, pooler) = (flag("DATABASE_IAM_AUTH"), flag("DATABASE_POOLER"));
+        let iam = flag(variable, problems, "DATABASE_IAM_AUTH");
+        let pooler = flag(variable, problems, "DATABASE_POOLER");
         let region = variable("AWS_REGION");
         let secret = variable("DATABASE_SECRET_ARN");
 
@@ -257,6 +392,21 @@ impl Database {
             options = options.ssl_root_cert_from_pem(authorities.clone());
         }
         Ok(options)
+    }
+}
+
+fn flag(
+    variable: &impl Fn(&str) -> Option<String>,
+    problems: &mut Vec<String>,
+    name: &str,
+) -> bool {
+    match variable(name).as_deref() {
+        None | Some("false") => false,
+        Some("true") => true,
+        Some(_) => {
+            problems.push(format!("{name} is neither true nor false"));
+            false
+        }
     }
 }
 
@@ -419,14 +569,16 @@ fn is_local(options: &PgConnectOptions) -> bool {
 mod tests {
     use super::*;
 
-    fn read(variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
+    type Variables<'a> = &'a [(&'a str, &'a str)];
+
+    fn read(variables: Variables) -> Result<Config, ConfigError> {
         let variable = |name: &str| {
             variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
         };
         Config::read(variable)
     }
 
-    fn problems(variables: &[(&str, &str)]) -> Vec<String> {
+    fn problems(variables: Variables) -> Vec<String> {
         read(variables).map_or_else(|error| error.problems, |_| Vec::new())
     }
 
@@ -455,7 +607,7 @@ mod tests {
     #[test]
     fn ways_to_log_in_exclude_each_other() {
         let arn = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:media-AbCdEf";
-        let ok: [(&[(&str, &str)], Login); 4] = [
+        let ok: [(Variables, Login); 4] = [
             (&[("DATABASE_URL", "postgres://u:p@db/x"), ("DATABASE_IAM_AUTH", "")], Login::Url),
             (
                 &[("DATABASE_URL", "postgres://u:p@db/x"), ("DATABASE_IAM_AUTH", "false")],
@@ -479,7 +631,7 @@ mod tests {
         }
         let iam = ("DATABASE_IAM_AUTH", "true");
         let region = ("AWS_REGION", "eu-west-1");
-        let wrong: [(&[(&str, &str)], &str); 9] = [
+        let wrong: [(Variables, &str); 9] = [
             (
                 &[("DATABASE_URL", "postgres://u@db/x"), iam],
                 "DATABASE_IAM_AUTH needs AWS_REGION, which is not set",
@@ -522,6 +674,55 @@ mod tests {
         ];
         for (variables, problem) in wrong {
             assert_eq!(problems(variables), [problem], "{variables:?}");
+        }
+    }
+
+    #[test]
+    fn mas_needs_all_of_its_settings() {
+        let url = ("DATABASE_URL", "postgres://u:p@db/x");
+        let endpoint = ("MAS_ENDPOINT", "https://mas.example.org/");
+        let name = ("SERVER_NAME", "example.org");
+        let secret = ("MAS_SECRET", "hunter2");
+        let arn = ("MAS_SECRET_ARN", "arn:aws:secretsmanager:eu-central-1:1:secret:x");
+        assert!(read(&[url]).unwrap().authentication.mas.is_none());
+        for secret in [secret, arn] {
+            let mas = read(&[url, endpoint, name, secret]).unwrap().authentication.mas.unwrap();
+            assert_eq!((mas.server_name.as_str(), mas.cache_ms), ("example.org", 0));
+            assert!(!format!("{mas:?}").contains("hunter2"));
+        }
+        let wrong: [(Variables, &[&str]); 8] = [
+            (
+                &[url, endpoint],
+                &[
+                    "MAS_ENDPOINT needs SERVER_NAME, which is not set",
+                    "MAS_ENDPOINT needs MAS_SECRET or MAS_SECRET_ARN, which is not set",
+                ],
+            ),
+            (&[url, secret], &["MAS_ENDPOINT is not set, though its secret is"]),
+            (
+                &[url, endpoint, name, secret, arn],
+                &["MAS_SECRET and MAS_SECRET_ARN exclude each other"],
+            ),
+            (
+                &[url, endpoint, name, ("MAS_SECRET_ARN", "x")],
+                &["MAS_SECRET_ARN is no ARN of a secret"],
+            ),
+            (
+                &[url, name, secret, ("MAS_ENDPOINT", "mas.example.org")],
+                &["MAS_ENDPOINT is no base URL that starts with https:// or http://"],
+            ),
+            (
+                &[url, ("HOMESERVER_URL", "https://u:hunter2@matrix.example.org")],
+                &["HOMESERVER_URL is no base URL that starts with https:// or http://"],
+            ),
+            (
+                &[url, ("MAS_CACHE_SECONDS", "-1")],
+                &["MAS_CACHE_SECONDS is no integer from 0 to 3600"],
+            ),
+            (&[url, ("ACCOUNT_VALIDITY", "1")], &["ACCOUNT_VALIDITY is neither true nor false"]),
+        ];
+        for (variables, expected) in wrong {
+            assert_eq!(problems(variables), expected, "{variables:?}");
         }
     }
 

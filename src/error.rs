@@ -43,6 +43,46 @@ pub enum Error {
     /// The token's user is not an admin of the homeserver.
     NotAnAdmin,
 
+    /// The account of the token's user has expired.
+    AccountExpired,
+
+    /// MAS calls the token inactive, or its device is gone.
+    TokenNotActive,
+    /// The token's scope does not hold the client-server API.
+    TokenWithoutClientScope,
+    /// MAS names no user for the token.
+    InvalidUsernameClaim,
+    /// MAS names a user that does not exist.
+    UserNotFound,
+    /// The token's scope holds more than one device.
+    MultipleDeviceIds,
+    /// MAS names a device of less than 1 or more than 255 characters.
+    InvalidDeviceId,
+    /// MAS could not be asked, or gave no answer that can be understood.
+    IntrospectionFailed {
+        /// For the log.
+        cause: String,
+    },
+
+    /// The homeserver refuses a token that the replica does not know.
+    HomeserverRefused {
+        /// Its HTTP status code, 401 or 403.
+        status: u16,
+        /// Its `errcode`.
+        errcode: String,
+        /// Its text.
+        message: String,
+        /// Its `soft_logout`.
+        soft_logout: Option<bool>,
+    },
+    /// The homeserver could not be asked, or gave no answer that can be understood.
+    HomeserverUnavailable {
+        /// For the log.
+        cause: String,
+    },
+    /// The homeserver knows a user that the replica does not know yet.
+    ReplicaBehind,
+
     /// The named parameter is not one of its allowed values.
     NotOneOf {
         /// The parameter.
@@ -107,29 +147,51 @@ impl Error {
             | Self::InvalidAuthorizationHeader
             | Self::UnknownToken
             | Self::ExpiredToken
-            | Self::UserLocked => 401,
-            Self::GuestAccessForbidden | Self::NotAnAdmin => 403,
+            | Self::UserLocked
+            | Self::TokenNotActive
+            | Self::TokenWithoutClientScope => 401,
+            Self::GuestAccessForbidden | Self::NotAnAdmin | Self::AccountExpired => 403,
+            Self::HomeserverRefused { status, .. } => *status,
             Self::NoSuchEndpoint => 404,
             Self::MethodNotAllowed => 405,
-            Self::Misconfigured | Self::DatabaseFailed { .. } | Self::UserTooLarge { .. } => 500,
-            Self::DatabaseUnavailable { .. } => 503,
+            Self::Misconfigured
+            | Self::DatabaseFailed { .. }
+            | Self::UserTooLarge { .. }
+            | Self::InvalidUsernameClaim
+            | Self::UserNotFound
+            | Self::MultipleDeviceIds
+            | Self::InvalidDeviceId => 500,
+            Self::DatabaseUnavailable { .. }
+            | Self::IntrospectionFailed { .. }
+            | Self::HomeserverUnavailable { .. }
+            | Self::ReplicaBehind => 503,
             Self::StatementTimeout { .. } => 504,
         }
     }
 
     /// The Matrix `errcode`.
     #[must_use]
-    pub fn errcode(&self) -> &'static str {
+    pub fn errcode(&self) -> &str {
         match self {
             Self::NoSuchEndpoint | Self::MethodNotAllowed => "M_UNRECOGNIZED",
             Self::MissingToken
             | Self::MixedCredentials
             | Self::TooManyAuthorizationHeaders
             | Self::InvalidAuthorizationHeader => "M_MISSING_TOKEN",
-            Self::UnknownToken | Self::ExpiredToken => "M_UNKNOWN_TOKEN",
+            Self::UnknownToken
+            | Self::ExpiredToken
+            | Self::TokenNotActive
+            | Self::TokenWithoutClientScope => "M_UNKNOWN_TOKEN",
+            Self::AccountExpired => "ORG_MATRIX_EXPIRED_ACCOUNT",
+            Self::HomeserverRefused { errcode, .. } => errcode,
             Self::UserLocked => "M_USER_LOCKED",
             Self::GuestAccessForbidden => "M_GUEST_ACCESS_FORBIDDEN",
-            Self::NotAnAdmin => "M_FORBIDDEN",
+            // Whatever the status, as in Synapse.
+            Self::NotAnAdmin
+            | Self::InvalidUsernameClaim
+            | Self::UserNotFound
+            | Self::MultipleDeviceIds
+            | Self::InvalidDeviceId => "M_FORBIDDEN",
             Self::NotOneOf { .. }
             | Self::NotAnInteger(_)
             | Self::NegativeInteger(_)
@@ -143,13 +205,16 @@ impl Error {
             | Self::DatabaseUnavailable { .. }
             | Self::StatementTimeout { .. }
             | Self::DatabaseFailed { .. }
-            | Self::UserTooLarge { .. } => "M_UNKNOWN",
+            | Self::UserTooLarge { .. }
+            | Self::IntrospectionFailed { .. }
+            | Self::HomeserverUnavailable { .. }
+            | Self::ReplicaBehind => "M_UNKNOWN",
         }
     }
 
     /// The text for the caller.
     #[must_use]
-    pub fn message(&self) -> Cow<'static, str> {
+    pub fn message(&self) -> Cow<'_, str> {
         let message = match self {
             Self::NoSuchEndpoint | Self::MethodNotAllowed => "Unrecognized request",
             Self::MissingToken => "Missing access token",
@@ -165,6 +230,22 @@ impl Error {
             Self::UserLocked => "User account has been locked",
             Self::GuestAccessForbidden => "Guest access not allowed",
             Self::NotAnAdmin => "You are not a server admin",
+            Self::AccountExpired => "User account has expired",
+            Self::TokenNotActive => "Token is not active",
+            Self::TokenWithoutClientScope => "Token doesn't grant access to the Matrix C-S API",
+            Self::InvalidUsernameClaim => "Invalid username claim in the introspection result",
+            Self::UserNotFound => "User not found",
+            Self::MultipleDeviceIds => "Multiple device IDs in scope",
+            Self::InvalidDeviceId => "Invalid device ID in introspection result",
+            Self::IntrospectionFailed { .. } => "Unable to introspect the access token",
+            Self::HomeserverRefused { message, .. } => message,
+            Self::HomeserverUnavailable { .. } => {
+                "The media statistics function cannot ask the homeserver about the access token; \
+                 try again in a moment"
+            }
+            Self::ReplicaBehind => {
+                "The database replica does not know this user yet; try again in a moment"
+            }
             Self::NotOneOf { parameter, allowed } => {
                 return format!("Query parameter '{parameter}' must be one of {allowed}").into();
             }
@@ -202,7 +283,10 @@ impl Error {
     #[must_use]
     pub fn soft_logout(&self) -> Option<bool> {
         match self {
-            Self::UnknownToken => Some(false),
+            Self::UnknownToken | Self::TokenNotActive | Self::TokenWithoutClientScope => {
+                Some(false)
+            }
+            Self::HomeserverRefused { soft_logout, .. } => *soft_logout,
             Self::ExpiredToken | Self::UserLocked => Some(true),
             _ => None,
         }
@@ -215,13 +299,32 @@ impl Error {
         match self {
             Self::DatabaseUnavailable { cause }
             | Self::StatementTimeout { cause }
-            | Self::DatabaseFailed { cause } => Some(cause.into()),
+            | Self::DatabaseFailed { cause }
+            | Self::IntrospectionFailed { cause }
+            | Self::HomeserverUnavailable { cause } => Some(cause.into()),
+            Self::ReplicaBehind => Some("the replica lags behind the homeserver".into()),
+            Self::InvalidUsernameClaim
+            | Self::UserNotFound
+            | Self::MultipleDeviceIds
+            | Self::InvalidDeviceId => Some("the introspection result is odd".into()),
             Self::Misconfigured => Some("see the error logged at start".into()),
             Self::UserTooLarge { position } => {
                 Some(format!("the row at offset {position} exceeds the answer's budget").into())
             }
             _ => None,
         }
+    }
+
+    /// Whether nothing is known of the connection to the database after it.
+    #[must_use]
+    pub fn spoils_connection(&self) -> bool {
+        matches!(
+            self,
+            Self::DatabaseUnavailable { .. }
+                | Self::StatementTimeout { .. }
+                | Self::DatabaseFailed { .. }
+                | Self::UserTooLarge { .. }
+        )
     }
 
     /// The response body (spec: client-server API, "Standard error response").

@@ -31,6 +31,7 @@ pub mod config;
 pub mod credentials;
 pub mod error;
 pub mod event;
+pub mod http;
 pub mod log;
 pub mod media_usage;
 pub mod page;

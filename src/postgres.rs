@@ -16,7 +16,7 @@ use sqlx::{
 
 use crate::{
     aws::Failure,
-    config::{Access, Config, Database},
+    config::{Access, Database},
     credentials::Credentials,
     error::Error,
     statement,
@@ -74,14 +74,14 @@ pub struct Connection {
 impl Connector {
     /// A connector that has not connected yet.
     #[must_use]
-    pub fn new(config: Config) -> Self {
+    pub fn new(database: Database, statement_timeout: Duration) -> Self {
         Self {
-            credentials: Credentials::new(&config.database.login),
-            database: config.database,
-            settings: settings(config.statement_timeout),
+            credentials: Credentials::new(&database.login),
+            database,
+            settings: settings(statement_timeout),
             // The server gives up a statement by itself. This is for a server that does not, or
             // that is not there any more. template.yaml keeps it below the function's own timeout.
-            patience: config.statement_timeout + SIGN_OF_LIFE + CONNECT_TIMEOUT,
+            patience: statement_timeout + SIGN_OF_LIFE + CONNECT_TIMEOUT,
             idle: Mutex::new(None),
         }
     }

@@ -8,7 +8,7 @@ use lambda_http::{
 };
 
 use crate::{
-    auth::{AccessToken, Authenticator},
+    auth::{AccessToken, Authenticator, Claim},
     config::{Config, ConfigError},
     error::Error,
     event::{Answer, Event, Kind, RawQuery},
@@ -34,7 +34,13 @@ pub struct Now {
 #[derive(Debug)]
 pub struct Service {
     /// `None` if the configuration is wrong.
-    connector: Option<Connector>,
+    parts: Option<Parts>,
+}
+
+/// What answering takes.
+#[derive(Debug)]
+struct Parts {
+    connector: Connector,
     authenticator: Authenticator,
 }
 
@@ -44,29 +50,34 @@ impl Service {
     /// error page.
     #[must_use]
     pub fn new(config: Result<Config, ConfigError>) -> Self {
-        let connector = match config {
-            Ok(config) => Some(Connector::new(config)),
-            Err(error) => {
-                tracing::error!(%error, "the configuration is wrong");
-                None
-            }
-        };
-        Self { connector, authenticator: Authenticator::Internal }
+        let parts = config.map_err(|error| error.to_string()).and_then(|config| {
+            let authenticator =
+                Authenticator::new(config.authentication).map_err(|error| error.to_string())?;
+            let connector = Connector::new(config.database, config.statement_timeout);
+            Ok(Parts { connector, authenticator })
+        });
+        if let Err(error) = &parts {
+            tracing::error!(%error, "the configuration is wrong");
+        }
+        Self { parts: parts.ok() }
     }
 
-    /// Opens the connection ahead of the first request. If that fails, the request tries again.
+    /// Opens the connection and reads secrets ahead of the first request. If that fails, the
+    /// request tries again.
     pub async fn connect(&self, now_ms: i64) {
-        if let Some(connector) = &self.connector {
-            match connector.connect(now_ms).await {
-                Ok(connection) => connector.give_back(connection),
-                Err(error) => log_failure(&error),
-            }
+        let Some(Parts { connector, authenticator }) = &self.parts else { return };
+        let connect = async {
+            connector.connect(now_ms).await.map(|connection| connector.give_back(connection))
+        };
+        let (connected, prepared) = futures_util::join!(connect, authenticator.prepare());
+        for error in [connected.err(), prepared.err()].into_iter().flatten() {
+            log_failure(&error);
         }
     }
 
     /// Closes the connection, so that the server need not find out that nobody is there any more.
     pub async fn close(&self) {
-        if let Some(connector) = &self.connector {
+        if let Some(Parts { connector, .. }) = &self.parts {
             connector.close().await;
         }
     }
@@ -106,25 +117,37 @@ impl Service {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return Err(Error::MethodNotAllowed);
         }
-        let connector = self.connector.as_ref().ok_or(Error::Misconfigured)?;
+        let parts = self.parts.as_ref().ok_or(Error::Misconfigured)?;
         let args = Args::parse(request.extensions().get::<RawQuery>().map_or("", |query| &query.0));
         let token = AccessToken::from_request(request.headers(), &args)?;
+        parts.ask_in_time(token, &args, budget, now).await
+    }
+}
 
+impl Parts {
+    /// Asks, and gives up before the invocation ends.
+    async fn ask_in_time(
+        &self,
+        token: AccessToken,
+        args: &Args,
+        budget: Budget,
+        now: Now,
+    ) -> Result<String, Error> {
+        let patience = self.connector.patience(now.time_left);
         let mut held = None;
-        let ask = self.ask(connector, &mut held, &token, &args, budget, now);
-        let patience = connector.patience(now.time_left);
+        let ask = self.ask(&mut held, token, args, budget, now);
         let Ok(body) = tokio::time::timeout(patience, ask).await else {
             if let Some(connection) = held {
-                connector.cancel(connection, now.unix_ms).await;
+                self.connector.cancel(connection, now.unix_ms).await;
             }
             let cause = format!("no answer from the database within {} ms", patience.as_millis());
             return Err(Error::StatementTimeout { cause });
         };
         // What a connection is worth after a failure is not worth finding out.
         if let Some(connection) = held
-            && body.as_ref().err().is_none_or(|error| error.cause().is_none())
+            && !body.as_ref().is_err_and(Error::spoils_connection)
         {
-            connector.give_back(connection);
+            self.connector.give_back(connection);
         }
         body
     }
@@ -132,26 +155,26 @@ impl Service {
     /// Asks on the idle connection, or on a new one, and leaves it in `held`.
     async fn ask(
         &self,
-        connector: &Connector,
         held: &mut Option<Connection>,
-        token: &AccessToken,
+        token: AccessToken,
         args: &Args,
         budget: Budget,
         now: Now,
     ) -> Result<String, Error> {
-        let connection = held.insert(connector.connection(now.unix_ms).await?);
-        let mut body = self.ask_on(connection, token, args, budget, now).await;
+        let claim = self.authenticator.claim(token, now.unix_ms).await?;
+        let connection = held.insert(self.connector.connection(now.unix_ms).await?);
+        let mut body = self.ask_on(connection, &claim, args, budget, now).await;
         // A connection can die between two requests without a sign, and a replica cancels what
         // stands in the way of replication. Asking again harms nothing: all that is asked is a
         // question.
         if matches!(body, Err(Error::DatabaseUnavailable { .. })) {
             // Closed before the next is opened, so that there are never two.
             *held = None;
-            let connection = held.insert(connector.connect(now.unix_ms).await?);
-            body = self.ask_on(connection, token, args, budget, now).await;
+            let connection = held.insert(self.connector.connect(now.unix_ms).await?);
+            body = self.ask_on(connection, &claim, args, budget, now).await;
         }
         match (body, held) {
-            (Err(error), Some(connection)) => Err(connector.explain(connection, error).await),
+            (Err(error), Some(connection)) => Err(self.connector.explain(connection, error).await),
             (body, _) => body,
         }
     }
@@ -159,15 +182,15 @@ impl Service {
     async fn ask_on(
         &self,
         connection: &mut Connection,
-        token: &AccessToken,
+        claim: &Claim,
         args: &Args,
         budget: Budget,
         now: Now,
     ) -> Result<String, Error> {
         connection.begin().await?;
-        let body = self.page(connection, token, args, budget, now).await;
+        let body = self.page(connection, claim, args, budget, now).await;
         // After a failure the connection is given up, which ends everything.
-        if body.as_ref().err().is_none_or(|error| error.cause().is_none()) {
+        if !body.as_ref().is_err_and(Error::spoils_connection) {
             connection.end().await?;
         }
         body
@@ -176,12 +199,12 @@ impl Service {
     async fn page(
         &self,
         connection: &mut Connection,
-        token: &AccessToken,
+        claim: &Claim,
         args: &Args,
         budget: Budget,
         now: Now,
     ) -> Result<String, Error> {
-        let admin = self.authenticator.admin(connection, token, now.unix_ms).await?;
+        let admin = self.authenticator.admin(connection, claim, now.unix_ms).await?;
         // After the token, as in Synapse: who may not ask does not learn what may be asked.
         let query = MediaUsageQuery::parse(args)?;
         media_usage(connection, &admin, &query, budget).await
@@ -203,7 +226,7 @@ fn log_failure(error: &Error) {
 fn error_response(error: &Error) -> Response<Body> {
     let status = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = json_response(status, error.body());
-    if matches!(error, Error::DatabaseUnavailable { .. }) {
+    if status == StatusCode::SERVICE_UNAVAILABLE {
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
     }
     response

@@ -10,6 +10,15 @@ use crate::query::{Direction, MediaUsageQuery, OrderBy};
 /// The user of an access token; one parameter, the token.
 pub const ACCESS_TOKEN: &str = include_str!("sql/access_token.sql");
 
+/// The same user by name; one parameter, the user id.
+pub const USER: &str = include_str!("sql/user.sql");
+
+/// When a user's account expires; one parameter, the user id.
+pub const ACCOUNT_VALIDITY: &str = include_str!("sql/account_validity.sql");
+
+/// Whether there are a user and a device; two parameters, the user id and the device id or null.
+pub const DEVICE: &str = include_str!("sql/device.sql");
+
 /// What is to be known of a session; no parameter.
 pub const SESSION: &str = include_str!("sql/session.sql");
 

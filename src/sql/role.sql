@@ -23,3 +23,8 @@ GRANT SELECT (name, admin, is_guest, locked) ON users TO media_usage;
 GRANT SELECT (token, user_id, puppets_user_id, valid_until_ms) ON access_tokens TO media_usage;
 GRANT SELECT (full_user_id, displayname) ON profiles TO media_usage;
 GRANT SELECT (user_id, media_length, created_ts) ON local_media_repository TO media_usage;
+
+-- Only with MAS_ENDPOINT:
+-- GRANT SELECT (user_id, device_id, hidden) ON devices TO media_usage;
+-- Only with ACCOUNT_VALIDITY:
+-- GRANT SELECT (user_id, expiration_ts_ms) ON account_validity TO media_usage;

@@ -8,7 +8,7 @@ use crate::support::{project, read};
 /// A module may import from those before it. On one level they may not import each other.
 const LEVELS: [&[&str]; 9] = [
     &["error"],
-    &["query", "page", "config", "log", "aws"],
+    &["query", "page", "config", "log", "aws", "http"],
     &["statement", "credentials"],
     &["postgres", "event"],
     &["auth"],

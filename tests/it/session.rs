@@ -97,7 +97,9 @@ fn the_connection_is_open_before_the_first_event() {
 fn a_connection_knows_whether_there_are_only_few_media() {
     let small = |database: &Database| {
         let config = Config::read(|name| (name == "DATABASE_URL").then(|| database.url())).unwrap();
-        block_on(Connector::new(config).connect(NOW_MS)).unwrap().small
+        block_on(Connector::new(config.database, config.statement_timeout).connect(NOW_MS))
+            .unwrap()
+            .small
     };
     let database = block_on(Database::of_conformance("synapse-94"));
     assert!(small(&database));
@@ -106,7 +108,13 @@ fn a_connection_knows_whether_there_are_only_few_media() {
         let mut superuser = database.superuser().await;
         sqlx::raw_sql("BEGIN; LOCK local_media_repository").execute(&mut superuser).await.unwrap();
         let config = Config::read(|name| (name == "DATABASE_URL").then(|| database.url())).unwrap();
-        assert!(Connector::new(config).connect(NOW_MS).await.unwrap().small);
+        assert!(
+            Connector::new(config.database, config.statement_timeout)
+                .connect(NOW_MS)
+                .await
+                .unwrap()
+                .small
+        );
     });
     let database = block_on(database.enlarge());
     assert!(!small(&database));

@@ -172,7 +172,11 @@ impl Database {
     /// A connection with the function's role and session settings.
     pub async fn session(&self) -> PgConnection {
         let config = config(&self.url()).unwrap();
-        Connector::new(config).connect(NOW_MS).await.unwrap().session
+        Connector::new(config.database, config.statement_timeout)
+            .connect(NOW_MS)
+            .await
+            .unwrap()
+            .session
     }
 
     /// The URL for the function, with its role and over TCP.

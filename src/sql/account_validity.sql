@@ -1,0 +1,9 @@
+-- When a user's account expires, as Unix time in ms; no row: never. Asked only with
+-- ACCOUNT_VALIDITY.
+--
+-- $1 text: the user id.
+--
+-- Walks account_validity_pkey.
+SELECT expiration_ts_ms
+  FROM account_validity
+ WHERE user_id = $1
