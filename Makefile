@@ -36,7 +36,7 @@ test: lint             ## Run every check
 soak: export SOAK_FAULTS ?= 1200
 soak: export SOAK_FUNCTIONS ?= 12
 soak: export SOAK_CRASHES ?= 20
-soak:                  ## Break the connection to the database in 1200 random ways (five minutes)
+soak:                  ## Break the connection to the database in 1200 random ways (two minutes)
 	@$(rust)
 	cargo build --release --locked
 	cargo test --locked --test it -- soak --nocapture

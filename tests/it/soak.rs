@@ -6,6 +6,7 @@
 //! | `SOAK_SEED` | the same seed makes the same faults | the time |
 //! | `SOAK_FAULTS` | how many there are | 48 |
 //! | `SOAK_FUNCTIONS` | how many functions share them, each with a database and a proxy of its own | 6 |
+//! | `SOAK_ONLY` | the number of the only one of them to be made | all |
 //! | `SOAK_CRASHES` | how often the server then crashes and restarts, which no other test must meet | 0 |
 
 use std::{
@@ -91,6 +92,12 @@ impl Trouble {
             _ => false,
         }
     }
+
+    /// Whether the server may say that the password is wrong: it does so when it gets half of the
+    /// proof that it is right, and then the client's end.
+    fn may_refuse_password(self) -> bool {
+        matches!(self, Self::Planned { plan, .. } if plan.fault == Fault::HalfClose(Side::Client))
+    }
 }
 
 /// The line of the report that it belongs to.
@@ -162,6 +169,7 @@ struct Tally {
     met: usize,
     requests: usize,
     right: usize,
+    failed: usize,
     unavailable: usize,
     timeout: usize,
     wrong: usize,
@@ -178,6 +186,7 @@ impl AddAssign<&Self> for Tally {
         self.met += other.met;
         self.requests += other.requests;
         self.right += other.right;
+        self.failed += other.failed;
         self.unavailable += other.unavailable;
         self.timeout += other.timeout;
         self.wrong += other.wrong;
@@ -191,11 +200,12 @@ impl AddAssign<&Self> for Tally {
 impl Tally {
     fn row(&self, name: &str) -> String {
         format!(
-            "{name:<54} {:>6} {:>6} {:>8} {:>6} {:>5} {:>5} {:>6} {:>8} {:>5} {:>6} {:>8}",
+            "{name:<54} {:>6} {:>6} {:>8} {:>6} {:>5} {:>5} {:>5} {:>6} {:>8} {:>5} {:>6} {:>8}",
             self.faults,
             self.met,
             self.requests,
             self.right,
+            self.failed,
             self.unavailable,
             self.timeout,
             self.wrong,
@@ -218,6 +228,8 @@ struct Soak {
     url: String,
     function: Function,
     requests: Vec<Request>,
+    /// Whether 500 is honest.
+    may_fail: bool,
     tallies: BTreeMap<String, Tally>,
     /// Of the fault under way.
     complaints: Vec<String>,
@@ -245,6 +257,7 @@ impl Soak {
             url,
             function,
             requests,
+            may_fail: false,
             tallies: BTreeMap::new(),
             complaints: Vec::new(),
             report: Vec::new(),
@@ -261,7 +274,7 @@ impl Soak {
             // The server trusts no other process of its own any more, and starts anew.
             signal("KILL", pid.unsigned_abs());
         });
-        thread::sleep(Duration::from_millis(random.below(300)));
+        thread::sleep(Duration::from_millis(random.below(100)));
         let request = self.random_request(random, false);
         self.ask(request, Duration::from_secs(5), &mut tally);
         while block_on(self.database.try_superuser()).is_err() {
@@ -308,6 +321,7 @@ impl Soak {
                 self.function.resume();
             }
         }
+        self.may_fail = trouble.may_refuse_password();
         if !trouble.is_over() {
             for _ in 0..=random.below(2) {
                 let within = Duration::from_secs(random.pick([3, 3, 3, 5, 28]));
@@ -326,13 +340,17 @@ impl Soak {
                 || matches!(trouble, Trouble::Terminated | Trouble::Full | Trouble::Frozen(None)),
         );
         self.proxy.heal();
+        self.may_fail = false;
         self.recover(random, &mut tally);
         tally
     }
 
-    fn end(self) -> (BTreeMap<String, Tally>, Vec<String>) {
+    fn end(mut self) -> (BTreeMap<String, Tally>, Vec<String>) {
         let log = self.function.stop();
         assert!(!log.contains("panicked"), "{log}");
+        if !self.report.is_empty() {
+            self.report.push(log);
+        }
         (self.tallies, self.report)
     }
 
@@ -381,6 +399,10 @@ impl Soak {
                         }
                         late
                     }
+                    Verdict::Failed if self.may_fail => {
+                        tally.failed += 1;
+                        late
+                    }
                     Verdict::Unavailable => {
                         tally.unavailable += 1;
                         late
@@ -393,7 +415,7 @@ impl Soak {
                         tally.logged_out += 1;
                         Some(format!("{outcome:?}"))
                     }
-                    Verdict::Wrong => {
+                    Verdict::Failed | Verdict::Wrong => {
                         tally.wrong += 1;
                         Some(format!("{outcome:?}"))
                     }
@@ -490,6 +512,7 @@ fn requests(function: &Function) -> Vec<Request> {
 
 enum Verdict {
     Right,
+    Failed,
     Unavailable,
     Timeout,
     /// What makes an admin UI throw a good token away.
@@ -507,6 +530,7 @@ fn judge(request: &Request, outcome: &Outcome) -> Verdict {
     let is_matrix_error = has_cors && error["errcode"] == "M_UNKNOWN" && error["error"].is_string();
     match status {
         _ if status == request.status && body == request.body && has_cors => Verdict::Right,
+        500 if is_matrix_error => Verdict::Failed,
         503 if is_matrix_error && headers["retry-after"].is_string() => Verdict::Unavailable,
         504 if is_matrix_error => Verdict::Timeout,
         401 | 403 if request.status == 200 => Verdict::LoggedOut,
@@ -525,6 +549,7 @@ fn whatever_breaks_the_answer_is_right_or_honest_and_in_time() {
     let seed = variable("SOAK_SEED").unwrap_or_else(clock);
     let faults = variable("SOAK_FAULTS").unwrap_or(48);
     let functions = variable("SOAK_FUNCTIONS").unwrap_or(6);
+    let only = variable("SOAK_ONLY");
     println!("SOAK_SEED={seed} SOAK_FAULTS={faults} SOAK_FUNCTIONS={functions}");
     let start = Instant::now();
     // A fault depends on its number only, and not on what came of others.
@@ -534,6 +559,9 @@ fn whatever_breaks_the_answer_is_right_or_honest_and_in_time() {
             thread::spawn(move || {
                 let mut soak = Soak::new(number);
                 for fault in (number..faults).step_by(usize::try_from(functions).unwrap()) {
+                    if only.is_some_and(|only| only != fault) {
+                        continue;
+                    }
                     let mut random = random_of(fault);
                     let trouble = Trouble::random(&mut random);
                     let tally = soak.suffer(trouble, &mut random);
@@ -558,12 +586,13 @@ fn whatever_breaks_the_answer_is_right_or_honest_and_in_time() {
     let complaints: Vec<_> = reports.into_iter().flat_map(|(_, complaints)| complaints).collect();
     let mut all = Tally::default();
     println!(
-        "{:<54} {:>6} {:>6} {:>8} {:>6} {:>5} {:>5} {:>6} {:>8} {:>5} {:>6} {:>8}",
+        "{:<54} {:>6} {:>6} {:>8} {:>6} {:>5} {:>5} {:>5} {:>6} {:>8} {:>5} {:>6} {:>8}",
         "",
         "faults",
         "met",
         "requests",
         "right",
+        "500",
         "503",
         "504",
         "wrong",
