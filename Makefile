@@ -69,3 +69,4 @@ lint:                  ## Run the checks that read but do not run the code
 	$(call with,lint) shellcheck tests/tools/{pgbouncer,postgres,rust,venv} .ci/run
 	$(call with,lint) AWS_DEFAULT_REGION=eu-central-1 cfn-lint template.yaml
 	$(call with,lint) AWS_DEFAULT_REGION=eu-central-1 SAM_CLI_TELEMETRY=0 sam validate --lint
+	$(call with,lint) python tests/template/check
