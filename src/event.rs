@@ -26,7 +26,8 @@ pub struct Event {
 }
 
 /// Where an event comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// API Gateway's HTTP API with payload format 2.0, or a Function URL, which uses it too.
     HttpApi,

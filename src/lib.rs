@@ -13,7 +13,8 @@
 //! 6. [`statement`] picks one of the SQL texts that exist, [`media_usage`](mod@media_usage) binds
 //!    and reads, [`postgres`] lends it the connection.
 //! 7. [`page`]: the rows become a body that the gateway can carry.
-//! 8. [`error`]: whatever failed on the way is a Matrix error, made in one place.
+//! 8. [`report`]: what became of it is one line in the log.
+//! 9. [`error`]: whatever failed on the way is a Matrix error, made in one place.
 //!
 //! # Why is there no pool?
 //!
@@ -37,5 +38,6 @@ pub mod media_usage;
 pub mod page;
 pub mod postgres;
 pub mod query;
+pub mod report;
 pub mod service;
 pub mod statement;

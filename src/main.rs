@@ -25,7 +25,7 @@ async fn main() -> Result<(), lambda_runtime::Error> {
         let unix_ms = unix_time_ms();
         let time_left = event.context.deadline.saturating_sub(unix_ms.unsigned_abs());
         let now = Now { unix_ms, time_left: Duration::from_millis(time_left) };
-        Ok::<_, Infallible>(service.answer(event.payload, now).await)
+        Ok::<_, Infallible>(service.answer(event.payload, &event.context.request_id, now).await)
     }))
     .await
 }

@@ -9,10 +9,11 @@ use crate::{
     page::{Budget, Page, UserMedia},
     postgres::{Connection, failure},
     query::{MediaUsageQuery, SearchTerm},
+    report::Progress,
     statement::Statement,
 };
 
-/// Reads the page that a query asks for, as the JSON body of its answer.
+/// Reads the page that a query asks for, as the JSON body of its answer, and takes down how.
 ///
 /// Page and total are of one snapshot, because one statement reads both. All rows are taken off
 /// the connection even where the budget ends the page earlier: the next request finds it idle,
@@ -26,10 +27,12 @@ pub async fn media_usage(
     _admin: &Admin,
     query: &MediaUsageQuery,
     budget: Budget,
+    progress: &mut Progress,
 ) -> Result<String, Error> {
     let statement = Statement::for_query(query, connection.small).ok_or_else(|| {
         Error::DatabaseFailed { cause: "no statement answers this order".to_owned() }
     })?;
+    progress.shape = Some(statement.shape);
     let mut rows = sqlx::query(statement.sql)
         .persistent(connection.keeps_statements())
         // Rows that no page can hold need not be sent.
@@ -52,6 +55,7 @@ pub async fn media_usage(
         }
     }
     pushed?;
+    progress.rows = Some(page.rows());
     Ok(page.into_body(total))
 }
 

@@ -67,6 +67,12 @@ impl Page {
         Self { from, budget, size: size(&body), body, returned: 0, full: false }
     }
 
+    /// How many users it holds.
+    #[must_use]
+    pub fn rows(&self) -> i64 {
+        self.returned
+    }
+
     /// Appends a user, unless the page's budget is used up: then this user and all later ones
     /// are left to the next page.
     ///

@@ -1,6 +1,7 @@
 //! The query string, read once: [`Args`] splits it, [`MediaUsageQuery`] is what it asks for.
 
 use percent_encoding::percent_decode;
+use serde::Serialize;
 
 use crate::error::Error;
 
@@ -117,7 +118,8 @@ impl MediaUsageQuery {
 }
 
 /// `order_by`. Users with equal keys follow each other by `user_id`, ascending, null last (D9).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum OrderBy {
     /// The Matrix user id, by its bytes.
     UserId,
@@ -130,11 +132,13 @@ pub enum OrderBy {
 }
 
 /// `dir`: nulls come last forwards and first backwards.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub enum Direction {
     /// `f`: ascending.
+    #[serde(rename = "f")]
     Forwards,
     /// `b`: descending.
+    #[serde(rename = "b")]
     Backwards,
 }
 

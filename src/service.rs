@@ -1,6 +1,9 @@
 //! One request to its response: route, authenticate, parse, page, respond.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
 
 use lambda_http::{
     Body, Request, RequestExt, Response,
@@ -16,6 +19,7 @@ use crate::{
     page::Budget,
     postgres::{Connection, Connector},
     query::{Args, MediaUsageQuery},
+    report::{Progress, Report},
 };
 
 /// The endpoint's path, as Synapse has it.
@@ -35,6 +39,8 @@ pub struct Now {
 pub struct Service {
     /// `None` if the configuration is wrong.
     parts: Option<Parts>,
+    /// Whether a request has been answered.
+    is_warm: AtomicBool,
 }
 
 /// What answering takes.
@@ -59,7 +65,7 @@ impl Service {
         if let Err(error) = &parts {
             tracing::error!(%error, "the configuration is wrong");
         }
-        Self { parts: parts.ok() }
+        Self { parts: parts.ok(), is_warm: AtomicBool::new(false) }
     }
 
     /// Opens the connection and reads secrets ahead of the first request. If that fails, the
@@ -71,7 +77,8 @@ impl Service {
         };
         let (connected, prepared) = futures_util::join!(connect, authenticator.prepare());
         for error in [connected.err(), prepared.err()].into_iter().flatten() {
-            log_failure(&error);
+            let cause = error.cause().unwrap_or_default();
+            tracing::error!(%cause, "not ready yet; the request will try again");
         }
     }
 
@@ -82,35 +89,73 @@ impl Service {
         }
     }
 
-    /// Answers an invocation event.
-    pub async fn answer(&self, event: Event, now: Now) -> Answer {
+    /// Answers an invocation event, and writes the request's line into the log. The answer names
+    /// the invocation by `request_id` in a header that browsers may read, so that an admin can
+    /// quote it.
+    pub async fn answer(&self, event: Event, request_id: &str, now: Now) -> Answer {
+        let start = Instant::now();
         let kind = event.kind();
         if kind == Kind::Unknown {
             tracing::warn!("the event is of no gateway that this function knows");
         }
-        kind.answer(self.respond(&event.into_request(), kind.budget(), now).await)
+        let request = event.into_request();
+        let mut progress = Progress::default();
+        let (mut response, error) =
+            self.respond_and_tell(&request, kind.budget(), now, &mut progress).await;
+        if let Ok(request_id) = HeaderValue::from_str(request_id) {
+            response.headers_mut().insert("synapse-trace-id", request_id);
+        }
+        let total = start.elapsed();
+        Report {
+            request_id,
+            kind,
+            method: request.method(),
+            status: response.status().as_u16(),
+            error: error.as_ref(),
+            bytes: response.body().len(),
+            progress: &progress,
+            database: progress.database_since.map(|since| since.elapsed()),
+            total,
+            cold_start: !self.is_warm.swap(true, Ordering::Relaxed),
+            unix_ms: now.unix_ms,
+        }
+        .log();
+        kind.answer(response)
     }
 
     /// Answers a request with a body within `budget`.
     pub async fn respond(&self, request: &Request, budget: Budget, now: Now) -> Response<Body> {
+        self.respond_and_tell(request, budget, now, &mut Progress::default()).await.0
+    }
+
+    async fn respond_and_tell(
+        &self,
+        request: &Request,
+        budget: Budget,
+        now: Now,
+        progress: &mut Progress,
+    ) -> (Response<Body>, Option<Error>) {
         // Before everything else, as in Synapse: browsers ask without a token, on any path.
         if request.method() == Method::OPTIONS {
-            return with_cors(Response::new(Body::Empty), StatusCode::NO_CONTENT);
+            return (with_cors(Response::new(Body::Empty), StatusCode::NO_CONTENT), None);
         }
-        let mut response = match self.body(request, budget, now).await {
-            Ok(body) => json_response(StatusCode::OK, body),
-            Err(error) => {
-                log_failure(&error);
-                error_response(&error)
-            }
+        let (mut response, error) = match self.body(request, budget, now, progress).await {
+            Ok(body) => (json_response(StatusCode::OK, body), None),
+            Err(error) => (error_response(&error), Some(error)),
         };
         if request.method() == Method::HEAD {
             *response.body_mut() = Body::Empty;
         }
-        response
+        (response, error)
     }
 
-    async fn body(&self, request: &Request, budget: Budget, now: Now) -> Result<String, Error> {
+    async fn body(
+        &self,
+        request: &Request,
+        budget: Budget,
+        now: Now,
+        progress: &mut Progress,
+    ) -> Result<String, Error> {
         if request.raw_http_path() != PATH {
             return Err(Error::NoSuchEndpoint);
         }
@@ -120,7 +165,7 @@ impl Service {
         let parts = self.parts.as_ref().ok_or(Error::Misconfigured)?;
         let args = Args::parse(request.extensions().get::<RawQuery>().map_or("", |query| &query.0));
         let token = AccessToken::from_request(request.headers(), &args)?;
-        parts.ask_in_time(token, &args, budget, now).await
+        parts.ask_in_time(token, &args, budget, now, progress).await
     }
 }
 
@@ -132,10 +177,11 @@ impl Parts {
         args: &Args,
         budget: Budget,
         now: Now,
+        progress: &mut Progress,
     ) -> Result<String, Error> {
         let patience = self.connector.patience(now.time_left);
         let mut held = None;
-        let ask = self.ask(&mut held, token, args, budget, now);
+        let ask = self.ask(&mut held, token, args, budget, now, progress);
         let Ok(body) = tokio::time::timeout(patience, ask).await else {
             if let Some(connection) = held {
                 self.connector.cancel(connection, now.unix_ms).await;
@@ -160,18 +206,21 @@ impl Parts {
         args: &Args,
         budget: Budget,
         now: Now,
+        progress: &mut Progress,
     ) -> Result<String, Error> {
         let claim = self.authenticator.claim(token, now.unix_ms).await?;
+        progress.database_since = Some(Instant::now());
         let connection = held.insert(self.connector.connection(now.unix_ms).await?);
-        let mut body = self.ask_on(connection, &claim, args, budget, now).await;
+        let mut body = self.ask_on(connection, &claim, args, budget, now, progress).await;
         // A connection can die between two requests without a sign, and a replica cancels what
         // stands in the way of replication. Asking again harms nothing: all that is asked is a
         // question.
         if matches!(body, Err(Error::DatabaseUnavailable { .. })) {
+            progress.retries += 1;
             // Closed before the next is opened, so that there are never two.
             *held = None;
             let connection = held.insert(self.connector.connect(now.unix_ms).await?);
-            body = self.ask_on(connection, &claim, args, budget, now).await;
+            body = self.ask_on(connection, &claim, args, budget, now, progress).await;
         }
         match (body, held) {
             (Err(error), Some(connection)) => Err(self.connector.explain(connection, error).await),
@@ -186,9 +235,10 @@ impl Parts {
         args: &Args,
         budget: Budget,
         now: Now,
+        progress: &mut Progress,
     ) -> Result<String, Error> {
         connection.begin().await?;
-        let body = self.page(connection, claim, args, budget, now).await;
+        let body = self.page(connection, claim, args, budget, now, progress).await;
         // After a failure the connection is given up, which ends everything.
         if !body.as_ref().is_err_and(Error::spoils_connection) {
             connection.end().await?;
@@ -203,23 +253,13 @@ impl Parts {
         args: &Args,
         budget: Budget,
         now: Now,
+        progress: &mut Progress,
     ) -> Result<String, Error> {
         let admin = self.authenticator.admin(connection, claim, now.unix_ms).await?;
         // After the token, as in Synapse: who may not ask does not learn what may be asked.
         let query = MediaUsageQuery::parse(args)?;
-        media_usage(connection, &admin, &query, budget).await
-    }
-}
-
-fn log_failure(error: &Error) {
-    if let Some(cause) = error.cause() {
-        tracing::error!(status = error.status(), errcode = error.errcode(), %cause, "the request failed");
-    } else {
-        tracing::debug!(
-            status = error.status(),
-            errcode = error.errcode(),
-            "the request was refused"
-        );
+        progress.ask(&query);
+        media_usage(connection, &admin, &query, budget, progress).await
     }
 }
 

@@ -4,6 +4,7 @@
 //! ever bound. What reaches the database is therefore one of the constants here.
 
 use const_format::str_replace;
+use serde::Serialize;
 
 use crate::query::{Direction, MediaUsageQuery, OrderBy};
 
@@ -47,7 +48,8 @@ pub struct Statement {
 
 /// A way to find the answer: a file in `sql/`, whose header says what it is good for. The numbers
 /// are in `sql/README.md`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Shape {
     /// `one_pass.sql`
     OnePass,

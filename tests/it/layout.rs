@@ -11,7 +11,7 @@ const LEVELS: [&[&str]; 9] = [
     &["query", "page", "config", "log", "aws", "http"],
     &["statement", "credentials"],
     &["postgres", "event"],
-    &["auth"],
+    &["auth", "report"],
     &["media_usage"],
     &["service"],
     &["lib"],

@@ -13,6 +13,7 @@ mod pages;
 mod plans;
 mod pooler;
 mod properties;
+mod report;
 mod session;
 mod soak;
 mod standby;
