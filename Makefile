@@ -66,7 +66,7 @@ lint:                  ## Run the checks that read but do not run the code
 	$(call with,lint) cargo deny --locked check bans licenses sources
 	$(call with,lint) cargo shear
 	@echo "== scripts and template"
-	$(call with,lint) shellcheck tests/tools/{pgbouncer,postgres,rust,venv} .ci/run
+	$(call with,lint) shellcheck tests/tools/{debian,pgbouncer,postgres,reverse-proxy,rust,venv} .ci/run
 	$(call with,lint) AWS_DEFAULT_REGION=eu-central-1 cfn-lint template.yaml
 	$(call with,lint) AWS_DEFAULT_REGION=eu-central-1 SAM_CLI_TELEMETRY=0 sam validate --lint
 	$(call with,lint) python tests/template/check
