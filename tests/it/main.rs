@@ -16,6 +16,7 @@ mod properties;
 mod report;
 mod session;
 mod soak;
+mod split;
 mod standby;
 mod statements;
 #[expect(dead_code, reason = "the bench uses the rest")]

@@ -5,6 +5,8 @@ pub mod cases;
 pub mod database;
 pub mod function;
 pub mod gateway;
+pub mod http;
+pub mod http_api;
 pub mod iam;
 pub mod proxy;
 

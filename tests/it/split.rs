@@ -1,0 +1,533 @@
+//! The configurations of `tests/split`, run by the servers that they are for: the one path goes to
+//! the function, all else to the homeserver.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    net::{Ipv4Addr, UdpSocket},
+    sync::{Arc, Mutex},
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+use synapse_media_usage::service::PATH;
+use tokio::net::TcpSocket;
+
+use crate::{
+    conformance::assert_none,
+    support::{
+        block_on,
+        cases::{Answer, cases},
+        database::Database,
+        function::Function,
+        http::{Certificate, Client, Message, Server, Tls},
+        http_api::{self, HttpApi, Mood},
+        read, try_tool,
+    },
+};
+
+const HOMESERVER: &str = "matrix.example.org";
+const ORIGIN: (&str, &str) = ("Origin", "https://admin.example.org");
+const ADMIN: (&str, &str) = ("Authorization", "Bearer syt_admin_ok");
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Proxy {
+    Nginx,
+    Haproxy,
+    Caddy,
+}
+
+impl Proxy {
+    fn tool(self) -> &'static str {
+        match self {
+            Self::Nginx => "nginx",
+            Self::Haproxy => "haproxy",
+            Self::Caddy => "caddy",
+        }
+    }
+
+    fn configuration(self) -> String {
+        read(match self {
+            Self::Nginx => "tests/split/nginx.conf",
+            Self::Haproxy => "tests/split/haproxy.cfg",
+            Self::Caddy => "tests/split/Caddyfile",
+        })
+    }
+}
+
+/// What a proxy stands between.
+pub struct Surroundings {
+    pub tls: Tls,
+    pub api: HttpApi,
+    homeserver: Server,
+    /// The requests that the homeserver was sent.
+    asked: Arc<Mutex<Vec<Message>>>,
+    name_server: u16,
+}
+
+impl Surroundings {
+    /// With a function that has the rows behind the recorded cases.
+    pub fn of_conformance() -> Self {
+        let database = block_on(Database::of_conformance("synapse-94"));
+        Self::with(Function::start(&[("DATABASE_URL", &database.url())]))
+    }
+
+    pub fn with(function: Function) -> Self {
+        Self::new(Certificate::Right, Some(function))
+    }
+
+    fn new(certificate: Certificate, function: Option<Function>) -> Self {
+        let tls = Tls::for_names(&["localhost", HOMESERVER, http_api::NAME]);
+        let api = HttpApi::start(&tls, certificate, function);
+        let asked = Arc::<Mutex<Vec<Message>>>::default();
+        let requests = Arc::clone(&asked);
+        let homeserver = Server::start(move |request| {
+            let (method, target) = request.method_and_target();
+            let body = json!({ "homeserver": format!("{method} {target}") }).to_string();
+            requests.lock().unwrap().push(request);
+            let cors = ("Access-Control-Allow-Origin".to_owned(), "*".to_owned());
+            Message::response(200, vec![cors], body)
+        });
+        Self { tls, api, homeserver, asked, name_server: serve_names() }
+    }
+
+    /// The requests that the homeserver was sent since this was last asked.
+    fn asked(&self) -> Vec<Message> {
+        std::mem::take(&mut *self.asked.lock().unwrap())
+    }
+
+    /// Starts a proxy on its configuration with other words for its placeholders, and then what
+    /// `change` makes of it. `None` if it cannot be had here.
+    pub fn proxy(&self, proxy: Proxy, change: impl Fn(String) -> String) -> Option<Running> {
+        // Held, so that nobody else gets the port; the proxy may listen on it, because nobody does.
+        let port = TcpSocket::new_v4().unwrap();
+        port.set_reuseaddr(true).unwrap();
+        port.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let number = port.local_addr().unwrap().port();
+
+        let api = self.api.server.port;
+        let homeserver = format!("127.0.0.1:{}", self.homeserver.port);
+        let name_server = format!("127.0.0.1:{}", self.name_server);
+        let file = |name: &str| self.tls.file(name);
+        let words = match proxy {
+            Proxy::Nginx => vec![
+                ("listen 443 ", format!("listen 127.0.0.1:{number} ")),
+                ("/etc/letsencrypt/live/matrix.example.org/fullchain.pem", file("server.pem")),
+                ("/etc/letsencrypt/live/matrix.example.org/privkey.pem", file("server.key")),
+                ("/etc/ssl/certs/ca-certificates.crt", file("ca.pem")),
+                ("resolver 127.0.0.53", format!("resolver {name_server}")),
+                ("https://$media_usage$", format!("https://$media_usage:{api}$")),
+                ("127.0.0.1:8008", homeserver),
+            ],
+            Proxy::Haproxy => vec![
+                ("bind :443 ", format!("bind 127.0.0.1:{number} ")),
+                ("/etc/haproxy/certs/matrix.example.org.pem", file("both.pem")),
+                ("/etc/ssl/certs/ca-certificates.crt", file("ca.pem")),
+                ("parse-resolv-conf", format!("nameserver test {name_server}")),
+                (".amazonaws.com:443 ", format!(".amazonaws.com:{api} ")),
+                ("127.0.0.1:8008", homeserver),
+            ],
+            // It asks the system for names, which knows of none here.
+            Proxy::Caddy => vec![
+                (
+                    "\nmatrix.example.org {",
+                    format!(
+                        "\n{{\n\tadmin off\n\tauto_https disable_redirects\n}}\n\
+                         https://{HOMESERVER}:{number} {{\n\tbind 127.0.0.1\n\ttls {} {}\n",
+                        file("server.pem"),
+                        file("server.key"),
+                    ),
+                ),
+                (
+                    "https://abcdefghij.execute-api.eu-central-1.amazonaws.com {",
+                    format!("https://127.0.0.1:{api} {{"),
+                ),
+                ("127.0.0.1:8008", homeserver),
+            ],
+        };
+        let mut text = proxy.configuration();
+        for (placeholder, word) in words {
+            assert!(text.contains(placeholder), "{proxy:?} has no {placeholder}");
+            text = text.replace(placeholder, &word);
+        }
+        let configuration = self.tls.file(&format!("{number}.conf"));
+        fs::write(&configuration, change(text)).unwrap();
+        let arguments = [&configuration, &number.to_string(), &self.tls.file("")];
+        let arguments = arguments.map(String::as_str);
+        if try_tool::<Value>("reverse-proxy", &[&[proxy.tool()], &arguments[..]].concat()).is_none()
+        {
+            println!("{proxy:?} cannot be had on this machine");
+            return None;
+        }
+        let client = Client::new(&self.tls, HOMESERVER, number);
+        Some(Running { client, port: number, _port: port })
+    }
+}
+
+/// A proxy that runs.
+pub struct Running {
+    pub client: Client,
+    pub port: u16,
+    _port: TcpSocket,
+}
+
+impl Running {
+    /// Waits until it has found the API.
+    fn ready(self) -> Self {
+        let patience = Instant::now() + Duration::from_secs(20);
+        while self.client.send("GET", PATH, &[], "").status() == 503 {
+            assert!(Instant::now() < patience, "the API is not found");
+            thread::sleep(Duration::from_millis(20));
+        }
+        self
+    }
+}
+
+/// A name server that takes every name for this machine.
+fn serve_names() -> u16 {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = socket.local_addr().unwrap().port();
+    thread::spawn(move || {
+        let mut query = [0; 512];
+        loop {
+            let (length, client) = socket.recv_from(&mut query).unwrap();
+            // The name, by labels after their lengths, and then its type and class.
+            let mut end = 12;
+            while query[end] != 0 {
+                end += usize::from(query[end]) + 1;
+            }
+            end += 5;
+            assert!(end <= length);
+            let is_ipv4 = query[end - 4..end - 2] == [0, 1];
+            let mut answer = query[..2].to_vec();
+            answer.extend([0x81, 0x80, 0, 1, 0, u8::from(is_ipv4), 0, 0, 0, 0]);
+            answer.extend(&query[12..end]);
+            if is_ipv4 {
+                answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 127, 0, 0, 1]);
+            }
+            socket.send_to(&answer, client).unwrap();
+        }
+    });
+    port
+}
+
+/// The value of the one header without which a browser shows nothing; `None` if it is missing.
+fn allowed_origin(answer: &Message) -> Option<&str> {
+    let values = answer.header("access-control-allow-origin");
+    assert!(values.len() <= 1, "{answer:?}");
+    values.first().copied()
+}
+
+#[test]
+fn nginx_splits_off_the_one_path() {
+    splits_off_the_one_path(Proxy::Nginx);
+}
+
+#[test]
+fn haproxy_splits_off_the_one_path() {
+    splits_off_the_one_path(Proxy::Haproxy);
+}
+
+#[test]
+fn caddy_splits_off_the_one_path() {
+    splits_off_the_one_path(Proxy::Caddy);
+}
+
+fn splits_off_the_one_path(proxy: Proxy) {
+    let surroundings = Surroundings::of_conformance();
+    let Some(running) = surroundings.proxy(proxy, |text| text) else { return };
+    let client = &running.ready().client;
+    surroundings.api.events();
+    let one = Split { proxy, surroundings: &surroundings, client };
+    one.the_recorded_answers_arrive();
+    one.the_request_arrives_as_it_was_sent();
+    one.all_else_goes_to_the_homeserver();
+    one.browsers_can_read_every_answer_but_a_refusal_of_others();
+    one.an_api_that_does_not_answer_concerns_the_one_path_only();
+    drop(surroundings);
+    only_a_verified_api_is_asked(proxy);
+    the_allow_list_is_for_the_one_path(proxy);
+    after_the_timeout_a_browser_can_read_the_error(proxy);
+}
+
+struct Split<'a> {
+    proxy: Proxy,
+    surroundings: &'a Surroundings,
+    client: &'a Client,
+}
+
+impl Split<'_> {
+    fn get(&self, query: &str, headers: &[(&str, &str)]) -> Message {
+        self.client.send("GET", &format!("{PATH}?{query}"), headers, "")
+    }
+
+    /// The event that the function was sent.
+    fn event(&self) -> Value {
+        let mut events = self.surroundings.api.events();
+        assert_eq!(events.len(), 1, "{events:?}");
+        events.remove(0)
+    }
+
+    fn the_recorded_answers_arrive(&self) {
+        let mut complaints = Vec::new();
+        let mut count = 0;
+        for case in cases() {
+            // What is no HTTP does not come through, and nginx takes a second Authorization for such.
+            // Other methods have no route.
+            let is_uri = |text: &str| text.bytes().all(|b| b.is_ascii_graphic() && b != b'#');
+            let is_header = |text: &str| text.bytes().all(|byte| matches!(byte, b' '..=b'~'));
+            let names: BTreeSet<_> = case.headers.iter().map(|(name, _)| name).collect();
+            if case.path != PATH
+                || !["GET", "HEAD", "OPTIONS"].contains(&case.method.as_str())
+                || !is_uri(case.query.as_deref().unwrap_or_default())
+                || !case.headers.iter().all(|(_, value)| is_header(value))
+                || names.len() < case.headers.len()
+            {
+                continue;
+            }
+            let target = match &case.query {
+                Some(query) => format!("{PATH}?{query}"),
+                None => PATH.to_owned(),
+            };
+            let headers: Vec<_> =
+                case.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+            let body = case.body.as_deref().unwrap_or_default();
+            let answer = self.client.send(&case.method, &target, &headers, body);
+            complaints.extend(case.complaint(&Answer {
+                status: answer.status(),
+                headers: answer.headers.into_iter().collect(),
+                body: answer.body,
+            }));
+            count += 1;
+        }
+        println!("{:?}: {count} recorded answers", self.proxy);
+        assert_none(&complaints);
+        assert!(count > 300, "{count}");
+        assert!(self.surroundings.asked().is_empty());
+        self.surroundings.api.events();
+    }
+
+    fn the_request_arrives_as_it_was_sent(&self) {
+        let long = format!("limit=2&search_term={}", "a%20".repeat(1500));
+        for query in [
+            "",
+            "limit=2",
+            "from=0&limit=10&search_term=a+b&order_by=media_length&dir=b",
+            "search_term=%2B+%20%26%3D%C3%BC%2f",
+            "limit=1&limit=2&&x&=;y;%ZZ%",
+            "x=/../&y=//&z=?&w=[]{}|^`\"<>\\",
+            &long,
+        ] {
+            self.get(query, &[ADMIN]);
+            assert_eq!(self.event()["rawQueryString"], query, "{:?}", self.proxy);
+        }
+
+        let token = format!("Bearer {}", "x".repeat(4096));
+        let answer = self.get("", &[("Authorization", &token)]);
+        assert_eq!((answer.status(), allowed_origin(&answer)), (401, Some("*")));
+        assert_eq!(self.event()["headers"]["authorization"], token);
+
+        // As synadm sends it, and as an old script does.
+        for (kind, is_base64, body) in
+            [("application/json", false, "{}"), ("Content-Type: application/json", true, "e30=")]
+        {
+            let target = format!("{PATH}?limit=2");
+            let answer = self.client.send("GET", &target, &[ADMIN, ("Content-Type", kind)], "{}");
+            assert_eq!(answer.status(), 200);
+            let event = self.event();
+            assert_eq!(
+                (&event["body"], &event["isBase64Encoded"]),
+                (&json!(body), &json!(is_base64))
+            );
+            assert_eq!(event["headers"]["content-length"], "2");
+        }
+
+        let head = self.client.send("HEAD", PATH, &[ADMIN], "");
+        assert_eq!((head.status(), head.body.as_str()), (200, ""));
+        assert_eq!(self.event()["requestContext"]["http"]["method"], "HEAD");
+
+        // The API has no such route; the homeserver is not asked either.
+        let post = self.client.send("POST", PATH, &[ADMIN], "{}");
+        assert_eq!((post.status(), allowed_origin(&post)), (404, Some("*")));
+        assert!(self.surroundings.asked().is_empty());
+    }
+
+    fn all_else_goes_to_the_homeserver(&self) {
+        let targets = [
+            "/",
+            "/_matrix/client/versions",
+            "/_matrix/client/v3/rooms/%21a%2Fb%3Ax/state?x=/_synapse/admin/v1/statistics/users/media",
+            "/_synapse/admin/v1/server_version",
+            "/_synapse/admin/v2/users/@a:example.org",
+            "/_synapse/admin/v3/users?from=0&limit=10",
+            "/_synapse/admin/v1/statistics/database/rooms",
+            "/_synapse/admin/v1/statistics/users",
+            "/_synapse/admin/v1/statistics/users/",
+            "/_synapse/admin/v1/statistics/users/media/",
+            "/_synapse/admin/v1/statistics/users/media/?limit=1",
+            "/_synapse/admin/v1/statistics/users/media/x",
+            "/_synapse/admin/v1/statistics/users/media/..",
+            "/_synapse/admin/v1/statistics/users/medias",
+            "/_synapse/admin/v1/statistics/users/media.json",
+            "/_synapse/admin/v1/statistics/users/media;x",
+            "/_synapse/admin/v1/statistics/users/media%3Flimit=1",
+            "/_synapse/admin/v1/statistics/users/media%20",
+            "/_synapse/admin/v1/statistics/users/%6Dedia",
+            "/_synapse/admin/v1/statistics/users%2Fmedia",
+            "/%5fsynapse/admin/v1/statistics/users/media?limit=1",
+            "/_synapse/admin/v1/statistics/users/Media",
+            "/_SYNAPSE/admin/v1/statistics/users/media",
+            "//_synapse/admin/v1/statistics/users/media",
+            "/_synapse/admin//v1/statistics/users/media?limit=1",
+            "/./_synapse/admin/v1/statistics/users/media",
+            "/_synapse/admin/../admin/v1/statistics/users/media",
+            "/_matrix/../_synapse/admin/v1/statistics/users/media?limit=1",
+            "/x?/_synapse/admin/v1/statistics/users/media",
+            "/_synapse/admin/v1/statistics/rooms/media",
+        ];
+        for target in targets {
+            for (method, body) in [("GET", ""), ("OPTIONS", ""), ("PUT", "{}")] {
+                let answer = self.client.send(method, target, &[ADMIN, ORIGIN], body);
+                let expected = json!({ "homeserver": format!("{method} {target}") }).to_string();
+                assert_eq!((answer.status(), answer.body), (200, expected), "{:?}", self.proxy);
+                assert_eq!(
+                    answer.headers.iter().filter(|(n, _)| n.starts_with("access-")).count(),
+                    1
+                );
+                let asked = self.surroundings.asked();
+                assert_eq!(asked.len(), 1);
+                assert_eq!(asked[0].header("host"), [HOMESERVER]);
+                assert_eq!(asked[0].header("authorization"), [ADMIN.1]);
+                assert_eq!(asked[0].body, body);
+            }
+        }
+        assert!(self.surroundings.api.events().is_empty());
+    }
+
+    fn browsers_can_read_every_answer_but_a_refusal_of_others(&self) {
+        let preflight = [
+            ORIGIN,
+            ("Access-Control-Request-Method", "GET"),
+            ("Access-Control-Request-Headers", "authorization"),
+        ];
+        for mood in [Mood::Plain, Mood::Cors] {
+            *self.surroundings.api.mood() = mood;
+            let answer = self.client.send("OPTIONS", PATH, &preflight, "");
+            assert_eq!((answer.status(), allowed_origin(&answer)), (204, Some("*")));
+            for (name, value) in [
+                ("access-control-allow-methods", "get"),
+                ("access-control-allow-headers", "authorization"),
+            ] {
+                let values = answer.header(name);
+                assert_eq!(values.len(), 1, "{answer:?}");
+                assert!(values[0].to_lowercase().contains(value), "{answer:?}");
+            }
+            for (headers, status) in [
+                (&[ORIGIN, ADMIN][..], 200),
+                (&[ADMIN], 200),
+                (&[ORIGIN], 401),
+                (&[ORIGIN, ("Authorization", "Bearer syt_plain_user")], 403),
+            ] {
+                let answer = self.get("limit=1", headers);
+                assert_eq!(
+                    (answer.status(), allowed_origin(&answer)),
+                    (status, Some("*")),
+                    "{mood:?}"
+                );
+            }
+        }
+        for status in [401, 403, 404, 429, 500, 502, 503, 504] {
+            *self.surroundings.api.mood() = Mood::Fails(status);
+            let answer = self.get("limit=1", &[ORIGIN, ADMIN]);
+            let readable = (![401, 403].contains(&status)).then_some("*");
+            assert_eq!(
+                (answer.status(), allowed_origin(&answer)),
+                (status, readable),
+                "{:?}",
+                self.proxy
+            );
+            assert_eq!(answer.body, json!({ "message": "Service Unavailable" }).to_string());
+            assert_eq!(answer.header("content-type"), ["application/json"]);
+        }
+        *self.surroundings.api.mood() = Mood::Plain;
+        self.surroundings.api.events();
+    }
+
+    fn an_api_that_does_not_answer_concerns_the_one_path_only(&self) {
+        self.surroundings.api.server.hang_up(true);
+        let answer = self.get("limit=1", &[ORIGIN, ADMIN]);
+        assert!([502, 503].contains(&answer.status()), "{:?}: {answer:?}", self.proxy);
+        assert_eq!(allowed_origin(&answer), Some("*"), "{:?}", self.proxy);
+        assert!(self.surroundings.asked().is_empty());
+        assert_eq!(self.client.send("GET", "/x", &[], "").status(), 200);
+        self.surroundings.api.server.hang_up(false);
+        assert_eq!(self.get("limit=1", &[ADMIN]).status(), 200);
+    }
+}
+
+fn only_a_verified_api_is_asked(proxy: Proxy) {
+    // Of the right authority, but for another name; and for its name, but of an unknown authority.
+    for certificate in [Certificate::Elsewhere, Certificate::Right] {
+        let mut surroundings = Surroundings::new(certificate, None);
+        if matches!(certificate, Certificate::Right) {
+            surroundings.tls = Tls::for_names(&[HOMESERVER, http_api::NAME]);
+        }
+        let running = surroundings.proxy(proxy, |text| text).unwrap();
+        let patience = Instant::now() + Duration::from_secs(20);
+        // HAProxy has to find the API before it can refuse it.
+        while surroundings.api.server.connections() == 0 {
+            assert!(Instant::now() < patience, "the API is not found");
+            let answer = running.client.send("GET", PATH, &[ORIGIN, ADMIN], "");
+            assert!([502, 503].contains(&answer.status()), "{proxy:?}: {answer:?}");
+        }
+        assert!(surroundings.api.events().is_empty());
+        assert!(surroundings.asked().is_empty());
+    }
+}
+
+/// Makes the lines count that show an allow-list.
+fn with_allow_list(text: &str, network: &str) -> String {
+    let uncommented = text.lines().map(|line| {
+        let words = line.trim_start();
+        let is_example = ["# allow ", "# deny ", "# acl ", "# http-request ", "# @", "# respond "]
+            .iter()
+            .any(|start| words.starts_with(start));
+        if is_example { words[2..].to_owned() } else { line.to_owned() }
+    });
+    let text: Vec<_> = uncommented.collect();
+    let text = text.join("\n") + "\n";
+    assert!(text.contains("192.0.2.0/24"));
+    text.replace("192.0.2.0/24", network)
+}
+
+fn the_allow_list_is_for_the_one_path(proxy: Proxy) {
+    let surroundings = Surroundings::of_conformance();
+    for (network, status) in [("127.0.0.0/8", 200), ("192.0.2.0/24", 403)] {
+        let running = surroundings.proxy(proxy, |text| with_allow_list(&text, network)).unwrap();
+        let client = running.ready().client;
+        let answer = client.send("GET", PATH, &[ORIGIN, ADMIN], "");
+        assert_eq!(answer.status(), status, "{proxy:?} {network}");
+        // A browser must not read a refusal that is not the function's.
+        assert_eq!(allowed_origin(&answer), (status == 200).then_some("*"), "{proxy:?} {network}");
+        assert_eq!(client.send("OPTIONS", PATH, &[ORIGIN], "").status() == 403, status == 403);
+        assert_eq!(client.send("GET", "/_synapse/admin/v3/users", &[], "").status(), 200);
+        assert_eq!(client.send("GET", &format!("{PATH}/"), &[], "").status(), 200);
+    }
+}
+
+fn after_the_timeout_a_browser_can_read_the_error(proxy: Proxy) {
+    let surroundings = Surroundings::of_conformance();
+    let shorten = |text: String| {
+        assert!(text.contains(" 30s"), "{text}");
+        text.replace(" 30s", " 1s")
+    };
+    let client = surroundings.proxy(proxy, shorten).unwrap().ready().client;
+    // The API cannot tell anybody to wait longer.
+    let held = surroundings.api.mood();
+    let start = Instant::now();
+    let answer = client.send("GET", PATH, &[ORIGIN, ADMIN], "");
+    assert!(start.elapsed() < Duration::from_secs(3), "{proxy:?}");
+    drop(held);
+    assert_eq!((answer.status(), allowed_origin(&answer)), (504, Some("*")), "{proxy:?}");
+}

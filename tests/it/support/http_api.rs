@@ -1,0 +1,162 @@
+//! An HTTP API of API Gateway with the routes of template.yaml, in front of the function (API
+//! Gateway Developer Guide, "HTTP APIs").
+
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use serde_json::{Value, json};
+use synapse_media_usage::service::PATH;
+
+use super::{
+    cases::Case,
+    function::Function,
+    gateway::Gateway,
+    http::{Certificate, Message, Server, Tls},
+};
+
+/// The API's own name.
+pub const NAME: &str = "abcdefghij.execute-api.eu-central-1.amazonaws.com";
+
+/// What the API does besides invoking the function.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mood {
+    /// Nothing.
+    Plain,
+    /// Preflights, and CORS headers of its own in place of the function's, for whoever sends an
+    /// `Origin`.
+    Cors,
+    /// It answers with this status in the function's place.
+    Fails(u16),
+}
+
+pub struct HttpApi {
+    pub server: Server,
+    state: Arc<State>,
+}
+
+struct State {
+    function: Mutex<Option<Function>>,
+    mood: Mutex<Mood>,
+    events: Mutex<Vec<Value>>,
+}
+
+impl HttpApi {
+    pub fn start(tls: &Tls, certificate: Certificate, function: Option<Function>) -> Self {
+        let state = Arc::new(State {
+            function: Mutex::new(function),
+            mood: Mutex::new(Mood::Plain),
+            events: Mutex::default(),
+        });
+        let shared = Arc::clone(&state);
+        let answer = move |request| shared.answer(&request);
+        Self { server: Server::start_tls(tls, certificate, NAME, answer), state }
+    }
+
+    pub fn mood(&self) -> MutexGuard<'_, Mood> {
+        self.state.mood.lock().unwrap()
+    }
+
+    /// The events that were sent to the function since this was last asked.
+    pub fn events(&self) -> Vec<Value> {
+        std::mem::take(&mut *self.state.events.lock().unwrap())
+    }
+}
+
+impl Drop for HttpApi {
+    fn drop(&mut self) {
+        // The server's threads live on.
+        *self.state.function.lock().unwrap() = None;
+    }
+}
+
+impl State {
+    fn answer(&self, request: &Message) -> Message {
+        let mood = *self.mood.lock().unwrap();
+        // "Total combined size of request line and header values".
+        let size: usize = request.headers.iter().map(|(_, value)| value.len()).sum();
+        if request.start.len() + size > 10_240 {
+            return own_answer(431, "Request Header Fields Too Large");
+        }
+        if request.header("host") != [NAME] {
+            return own_answer(403, "Forbidden");
+        }
+        if let Mood::Fails(status) = mood {
+            return own_answer(status, "Service Unavailable");
+        }
+        let (method, target) = request.method_and_target();
+        let path = target.split('?').next().unwrap();
+        let cors = mood == Mood::Cors && !request.header("origin").is_empty();
+        if cors && method == "OPTIONS" {
+            return with_cors(Message::response(204, Vec::new(), String::new()));
+        }
+        if path != PATH || !["GET", "HEAD", "OPTIONS"].contains(&method) {
+            let answer = own_answer(404, "Not Found");
+            return if cors { with_cors(answer) } else { answer };
+        }
+        let event = event(request);
+        self.events.lock().unwrap().push(event.clone());
+        let function = self.function.lock().unwrap();
+        let outcome =
+            function.as_ref().map(|function| function.invoke(event.to_string().as_bytes()));
+        let Some(Ok(response)) = outcome else { return own_answer(500, "Internal Server Error") };
+        let answer = Gateway::HttpApi.answer(&response);
+        let headers = answer.headers.into_iter().collect();
+        let answer = Message::response(answer.status, headers, answer.body);
+        if cors { with_cors(answer) } else { answer }
+    }
+}
+
+/// An answer of the gateway's own has no CORS headers.
+fn own_answer(status: u16, message: &str) -> Message {
+    let headers = vec![("Content-Type".to_owned(), "application/json".to_owned())];
+    Message::response(status, headers, json!({ "message": message }).to_string())
+}
+
+fn with_cors(mut answer: Message) -> Message {
+    answer.headers.retain(|(name, _)| !name.starts_with("access-control-"));
+    for (name, value) in [
+        ("access-control-allow-origin", "*"),
+        ("access-control-allow-methods", "GET,HEAD,POST,PUT,DELETE,OPTIONS"),
+        ("access-control-allow-headers", "x-requested-with,content-type,authorization,date"),
+        ("access-control-expose-headers", "synapse-trace-id,server"),
+        ("access-control-max-age", "86400"),
+    ] {
+        answer.headers.push((name.to_owned(), value.to_owned()));
+    }
+    answer
+}
+
+fn event(request: &Message) -> Value {
+    let (method, target) = request.method_and_target();
+    let (path, query) = match target.split_once('?') {
+        Some((path, query)) => (path, Some(query.to_owned())),
+        None => (target, None),
+    };
+    let headers = request.headers.iter().filter(|(name, _)| name != "host");
+    let case = Case {
+        name: String::new(),
+        method: method.to_owned(),
+        path: path.to_owned(),
+        query,
+        headers: headers.cloned().collect(),
+        body: None,
+        expect: None,
+        tolerated: Vec::new(),
+        free_error: false,
+        transport_sensitive: false,
+    };
+    let mut event = Gateway::HttpApi.event(&case).unwrap();
+    if !request.body.is_empty() {
+        let kind = request.header("content-type").first().copied().unwrap_or_default();
+        let is_text = ["text/", "application/json", "application/xml", "application/javascript"]
+            .iter()
+            .any(|text| kind.starts_with(text));
+        event["isBase64Encoded"] = (!is_text).into();
+        event["body"] = if is_text {
+            request.body.clone().into()
+        } else {
+            BASE64_STANDARD.encode(&request.body).into()
+        };
+    }
+    event
+}
