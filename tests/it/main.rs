@@ -1,6 +1,7 @@
 //! The integration tests: one binary, one database cluster.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 
+mod clients;
 mod configuration;
 mod conformance;
 mod credentials;

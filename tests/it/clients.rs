@@ -1,0 +1,242 @@
+//! Requests as the clients of the endpoint send them, through nginx, and what each needs of the
+//! answers. The clients were watched, or read; synadm runs here.
+
+use std::{collections::BTreeSet, fs, process::Command};
+
+use serde_json::Value;
+use synapse_media_usage::service::PATH;
+
+use crate::{
+    split::{Proxy, Running, Surroundings},
+    support::{block_on, database::Database, function::Function, project},
+};
+
+const ADMIN: (&str, &str) = ("Authorization", "Bearer admin");
+const ORIGIN: (&str, &str) = ("Origin", "https://admin.example.org");
+
+/// How many users have files. More than the largest page, and no multiple of any.
+const USERS: usize = 1203;
+
+/// A homeserver with so many users that every client has to turn pages: some without a profile,
+/// some without a displayname, many with as many files as others.
+fn homeserver() -> Surroundings {
+    let database = block_on(async {
+        let database = Database::new("synapse-94").await;
+        let rows = format!(
+            "INSERT INTO users (name, admin) VALUES ('@admin:example.org', 1);
+             INSERT INTO access_tokens (id, user_id, token) VALUES (1, '@admin:example.org', 'admin');
+             INSERT INTO profiles (user_id, full_user_id, displayname)
+                 SELECT 'user' || n, '@user' || n || ':example.org',
+                     CASE WHEN n % 3 = 0 THEN NULL ELSE 'Jürgen + Ina ' || n END
+                 FROM generate_series(1, {USERS}) n WHERE n % 7 > 0;
+             INSERT INTO local_media_repository (media_id, media_length, created_ts, user_id)
+                 SELECT n || '.' || file, 1000000 * (n % 10), 1700000000000 + n, '@user' || n || ':example.org'
+                 FROM generate_series(1, {USERS}) n, generate_series(0, n % 4) file"
+        );
+        database.run(&rows).await;
+        database
+    });
+    let function = Function::start(&[("DATABASE_URL", &database.url())]);
+    Surroundings::with(function)
+}
+
+/// The pages, each type checked.
+struct Pages<'a>(&'a Running);
+
+#[derive(Debug)]
+struct Page {
+    users: Vec<String>,
+    bytes: u64,
+    total: usize,
+    next_token: Option<u64>,
+}
+
+impl Pages<'_> {
+    fn get(&self, query: &str) -> Page {
+        let target = if query.is_empty() { PATH.to_owned() } else { format!("{PATH}?{query}") };
+        let answer = self.0.client.send("GET", &target, &[ADMIN], "");
+        assert_eq!(answer.status(), 200, "{query}: {answer:?}");
+        assert_eq!(answer.header("content-type"), ["application/json"]);
+        page(&answer.body)
+    }
+
+    /// The same as a browser asks, which asks whether it may before.
+    fn get_from_elsewhere(&self, query: &str) -> Page {
+        let preflight = [
+            ORIGIN,
+            ("Access-Control-Request-Method", "GET"),
+            ("Access-Control-Request-Headers", "authorization"),
+        ];
+        let target = format!("{PATH}?{query}");
+        let answer = self.0.client.send("OPTIONS", &target, &preflight, "");
+        assert_eq!(answer.status(), 204, "{answer:?}");
+        assert_eq!(answer.header("access-control-allow-origin"), ["*"]);
+        let headers = [ADMIN, ORIGIN, ("Accept", "application/json")];
+        let answer = self.0.client.send("GET", &target, &headers, "");
+        assert_eq!(answer.header("access-control-allow-origin"), ["*"]);
+        page(&answer.body)
+    }
+}
+
+fn page(body: &str) -> Page {
+    let body: Value = serde_json::from_str(body).unwrap();
+    let users = body["users"].as_array().unwrap();
+    for user in users {
+        // ketesa shows an empty list for a user_id that is no string, and "NaN undefined" for a
+        // media_length that is no number; typed clients throw.
+        assert!(user["user_id"].is_string(), "{user}");
+        assert!(user["displayname"].is_string() || user["displayname"].is_null(), "{user}");
+        assert!(i32::try_from(user["media_count"].as_i64().unwrap()).is_ok(), "{user}");
+        assert!(user["media_length"].is_u64(), "{user}");
+        assert_eq!(user.as_object().unwrap().len(), 4, "{user}");
+    }
+    let next_token = body.get("next_token").map(|token| token.as_u64().unwrap());
+    assert!(next_token.is_none_or(|token| i32::try_from(token).is_ok()));
+    Page {
+        users: users.iter().map(|user| user["user_id"].as_str().unwrap().to_owned()).collect(),
+        bytes: users.iter().map(|user| user["media_length"].as_u64().unwrap()).sum(),
+        total: usize::try_from(body["total"].as_i64().unwrap()).unwrap(),
+        next_token,
+    }
+}
+
+/// What all pages of one list must be together.
+fn assert_everybody_once(lists: impl IntoIterator<Item = Vec<String>>, what: &str) {
+    let users = lists.into_iter().flatten().collect::<Vec<_>>();
+    assert_eq!(users.len(), USERS, "{what}");
+    assert_eq!(users.iter().collect::<BTreeSet<_>>().len(), USERS, "{what}");
+}
+
+#[test]
+fn each_client_gets_what_it_needs() {
+    let homeserver = homeserver();
+    let Some(nginx) = homeserver.proxy(Proxy::Nginx, |text| text) else { return };
+    let pages = Pages(&nginx);
+
+    // ketesa and synapse-admin page by their own arithmetic, and ignore next_token.
+    for per_page in [10, 25, 50, 100, 500, 1000] {
+        for page_of in [ketesa, synapse_admin] {
+            let get = |from| pages.get_from_elsewhere(&page_of(from, per_page));
+            let total = get(0).total;
+            assert_eq!(total, USERS);
+            let all = (0..total.div_ceil(per_page)).map(|page| get(page * per_page).users);
+            assert_everybody_once(all, &page_of(0, per_page));
+        }
+    }
+    // A page that is no longer there, as after a search.
+    assert_eq!(pages.get_from_elsewhere(&ketesa(5000, 50)).total, USERS);
+
+    // A space is + or %20, and + is %2B.
+    for words in ["J%C3%BCrgen+%2B+Ina+12", "J%C3%BCrgen%20%2B%20Ina%2012"] {
+        let query = format!("from=0&limit=50&search_term={words}&order_by=media_length&dir=b");
+        let found = pages.get_from_elsewhere(&query);
+        assert!(found.users.contains(&"@user1201:example.org".to_owned()), "{found:?}");
+        assert!(found.total < 100, "{found:?}");
+    }
+
+    // Those that follow next_token until there is none.
+    for query in ["limit=100", "limit=100&order_by=media_length&dir=b", "limit=1000", ""] {
+        let mut lists = Vec::new();
+        let mut bytes = 0;
+        let mut next = String::new();
+        loop {
+            let from = if next.is_empty() { String::new() } else { format!("&from={next}") };
+            let page = pages.get(format!("{query}{from}").trim_start_matches('&'));
+            assert_eq!(page.total, USERS);
+            bytes += page.bytes;
+            lists.push(page.users);
+            match page.next_token {
+                // A quota gate takes a repeated one for a failure.
+                Some(token) => assert_ne!(std::mem::replace(&mut next, token.to_string()), next),
+                None => break,
+            }
+        }
+        assert_everybody_once(lists, query);
+        let expected = (1..=USERS as u64).map(|n| 1_000_000 * (n % 10) * (n % 4 + 1)).sum::<u64>();
+        assert_eq!(bytes, expected, "{query}");
+    }
+
+    // One that shows only the first page.
+    let first = pages.get("limit=10&order_by=media_length&dir=b");
+    assert_eq!((first.users.len(), first.next_token), (10, Some(10)));
+    // A quota bot that searches for a whole id finds nobody, as in Synapse: only localparts and
+    // displaynames are searched.
+    let found = pages.get("search_term=@user12:example.org&limit=10");
+    assert_eq!((found.users.len(), found.total, found.next_token), (0, 0, None));
+    assert_eq!(pages.get("search_term=user1203&limit=10").users, ["@user1203:example.org"]);
+    // An old script, with a parameter that never was.
+    let headers = [ADMIN, ("Content-Type", "Content-Type: application/json")];
+    let old = nginx.client.send("GET", &format!("{PATH}?limit=5&orderby=x"), &headers, "");
+    assert_eq!(page(&old.body).users.len(), 5);
+}
+
+fn ketesa(from: usize, limit: usize) -> String {
+    format!("from={from}&limit={limit}&order_by=media_length&dir=b")
+}
+
+fn synapse_admin(from: usize, limit: usize) -> String {
+    format!("dir=b&from={from}&limit={limit}&order_by=media_length")
+}
+
+#[test]
+fn the_error_that_a_client_shows_is_a_matrix_error() {
+    let homeserver = homeserver();
+    let Some(nginx) = homeserver.proxy(Proxy::Nginx, |text| text) else { return };
+    for (query, headers, status, errcode) in [
+        ("limit=x", &[ADMIN, ORIGIN][..], 400, "M_INVALID_PARAM"),
+        ("order_by=x", &[ADMIN, ORIGIN], 400, "M_INVALID_PARAM"),
+        ("", &[ORIGIN], 401, "M_MISSING_TOKEN"),
+        ("", &[ORIGIN, ("Authorization", "Bearer old")], 401, "M_UNKNOWN_TOKEN"),
+    ] {
+        let answer = nginx.client.send("GET", &format!("{PATH}?{query}"), headers, "");
+        assert_eq!(answer.status(), status);
+        assert_eq!(answer.header("access-control-allow-origin"), ["*"]);
+        let body: Value = serde_json::from_str(&answer.body).unwrap();
+        assert_eq!(body["errcode"], errcode);
+        assert!(body["error"].as_str().is_some_and(|text| !text.is_empty()));
+    }
+}
+
+#[test]
+fn synadm_prints_a_page_and_an_error() {
+    let homeserver = homeserver();
+    let Some(nginx) = homeserver.proxy(Proxy::Nginx, |text| text) else { return };
+    let venv = Command::new(project().join("tests/tools/venv")).arg("clients").output().unwrap();
+    assert!(venv.status.success(), "{}", String::from_utf8_lossy(&venv.stderr));
+    let venv = String::from_utf8(venv.stdout).unwrap();
+
+    let synadm = |token: &str, path: &str| {
+        let configuration = homeserver.tls.file("synadm.yaml");
+        let text = format!(
+            "user: '@admin:example.org'\ntoken: {token}\nbase_url: https://localhost:{}\n\
+             admin_path: /_synapse/admin\nmatrix_path: /_matrix\ntimeout: 30\nserver_discovery: well-known\n\
+             homeserver: example.org\nformat: json\nssl_verify: true\n",
+            nginx.port
+        );
+        fs::write(&configuration, text).unwrap();
+        let output = Command::new(format!("{}/synadm", venv.trim()))
+            .args(["--config-file", &configuration, "--batch", "--output", "json", "raw", path])
+            .env_clear()
+            // What it writes, and whom it trusts.
+            .env("HOME", &homeserver.tls.dir)
+            .env("REQUESTS_CA_BUNDLE", homeserver.tls.file("ca.pem"))
+            .env("LANG", "C.UTF-8")
+            .output()
+            .unwrap();
+        let printed = String::from_utf8(output.stdout).unwrap();
+        let complaints = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{printed}{complaints}");
+        serde_json::from_str::<Value>(&printed).unwrap_or_else(|_| panic!("{printed}{complaints}"))
+    };
+
+    let path = "v1/statistics/users/media?limit=2&order_by=user_id&search_term=J%C3%BCrgen+%2B+Ina";
+    let page = synadm("admin", path);
+    assert_eq!(page["users"][0]["user_id"], "@user1000:example.org");
+    assert_eq!((&page["next_token"], page["users"].as_array().unwrap().len()), (&2.into(), 2));
+    // The API was sent what makes CloudFront refuse it.
+    let event = homeserver.api.events().pop().unwrap();
+    assert_eq!((event["body"].as_str(), &event["isBase64Encoded"]), (Some("{}"), &false.into()));
+
+    let error = synadm("old", "v1/statistics/users/media");
+    assert_eq!(error["errcode"], "M_UNKNOWN_TOKEN");
+}
