@@ -5,6 +5,7 @@ use std::{
     collections::BTreeSet,
     fs,
     net::{Ipv4Addr, UdpSocket},
+    process::{Command, Stdio},
     sync::{Arc, Mutex},
     thread,
     time::{Duration, Instant},
@@ -23,7 +24,7 @@ use crate::{
         function::Function,
         http::{Certificate, Client, Message, Server, Tls},
         http_api::{self, HttpApi, Mood},
-        read, try_tool,
+        project, read, tool,
     },
 };
 
@@ -45,6 +46,17 @@ impl Proxy {
             Self::Haproxy => "haproxy",
             Self::Caddy => "caddy",
         }
+    }
+
+    /// Whether it is installed, or could be fetched.
+    fn can_be_had(self) -> bool {
+        let tool = project().join("tests/tools/reverse-proxy");
+        Command::new(tool)
+            .args(["bin", self.tool()])
+            .stdout(Stdio::null())
+            .status()
+            .unwrap()
+            .success()
     }
 
     fn configuration(self) -> String {
@@ -100,6 +112,10 @@ impl Surroundings {
     /// Starts a proxy on its configuration with other words for its placeholders, and then what
     /// `change` makes of it. `None` if it cannot be had here.
     pub fn proxy(&self, proxy: Proxy, change: impl Fn(String) -> String) -> Option<Running> {
+        if !proxy.can_be_had() {
+            println!("{proxy:?} cannot be had on this machine");
+            return None;
+        }
         // Held, so that nobody else gets the port; the proxy may listen on it, because nobody does.
         let port = TcpSocket::new_v4().unwrap();
         port.set_reuseaddr(true).unwrap();
@@ -155,11 +171,7 @@ impl Surroundings {
         fs::write(&configuration, change(text)).unwrap();
         let arguments = [&configuration, &number.to_string(), &self.tls.file("")];
         let arguments = arguments.map(String::as_str);
-        if try_tool::<Value>("reverse-proxy", &[&[proxy.tool()], &arguments[..]].concat()).is_none()
-        {
-            println!("{proxy:?} cannot be had on this machine");
-            return None;
-        }
+        let _: Value = tool("reverse-proxy", &[&[proxy.tool()], &arguments[..]].concat());
         let client = Client::new(&self.tls, HOMESERVER, number);
         Some(Running { client, port: number, _port: port })
     }
