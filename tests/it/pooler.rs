@@ -1,7 +1,7 @@
 //! The function through a real pgbouncer in transaction mode, which lends its sessions for one
 //! transaction at a time.
 
-use std::{fs, thread};
+use std::{fs, process::Command, thread};
 
 use serde::Deserialize;
 
@@ -9,10 +9,10 @@ use crate::{
     conformance,
     session::ask,
     support::{
-        block_on,
+        self, block_on,
         database::{Database, cluster},
         function::Function,
-        try_tool,
+        project,
     },
 };
 
@@ -25,11 +25,12 @@ struct Pooler {
 
 impl Pooler {
     fn start() -> Option<Self> {
-        let pooler = try_tool("pgbouncer", &["serve", &cluster().port.to_string(), "1"]);
-        if pooler.is_none() {
-            println!("there is no pgbouncer");
+        let tool = project().join("tests/tools/pgbouncer");
+        if !Command::new(tool).arg("bin").status().unwrap().success() {
+            println!("there is no pgbouncer, and it cannot be had");
+            return None;
         }
-        pooler
+        Some(support::tool("pgbouncer", &["serve", &cluster().port.to_string(), "1"]))
     }
 
     fn function(&self, database: &Database, pooler: &str) -> Function {

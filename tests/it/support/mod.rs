@@ -40,11 +40,6 @@ pub fn read(path: &str) -> String {
 /// Starts a server of `tests/tools`, and returns what it says of itself. It ends with this process,
 /// however that ends: each waits for its standard input to close.
 pub fn tool<T: DeserializeOwned>(name: &str, arguments: &[&str]) -> T {
-    try_tool(name, arguments).unwrap_or_else(|| panic!("tests/tools/{name} did not start"))
-}
-
-/// The same, or `None` if it did not start, and has said why.
-pub fn try_tool<T: DeserializeOwned>(name: &str, arguments: &[&str]) -> Option<T> {
     let mut server = Command::new(project().join("tests/tools").join(name))
         .args(arguments)
         .stdin(Stdio::piped())
@@ -55,7 +50,7 @@ pub fn try_tool<T: DeserializeOwned>(name: &str, arguments: &[&str]) -> Option<T
     BufReader::new(server.stdout.take().unwrap()).read_line(&mut line).unwrap();
     // Never dropped, so that the pipe stays open as long as the process lives.
     std::mem::forget(server);
-    serde_json::from_str(&line).ok()
+    serde_json::from_str(&line).unwrap_or_else(|_| panic!("tests/tools/{name} did not start"))
 }
 
 /// 2026, in ms: after every expiry in the recorded rows that lies in the past, before all others.
