@@ -10,7 +10,7 @@ use std::{
 use aws_config::{BehaviorVersion, Region, SdkConfig, retry::RetryConfig, timeout::TimeoutConfig};
 use aws_sdk_secretsmanager::{
     config::{Credentials, ProvideCredentials},
-    error::{DisplayErrorContext, ProvideErrorMetadata, SdkError},
+    error::{ProvideErrorMetadata, SdkError},
 };
 use aws_sigv4::{
     http_request::{SignableBody, SignableRequest, SignatureLocation, SigningSettings, sign},
@@ -19,6 +19,8 @@ use aws_sigv4::{
 use aws_smithy_http_client::tls;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::sync::OnceCell;
+
+use crate::error::chain;
 
 /// How long AWS may take for an answer. Without a route to it, which is what a VPC without an
 /// endpoint has, this is what a request waits for.
@@ -172,14 +174,10 @@ where
         SdkError::ResponseError(_) => {
             Failure::Unavailable("Secrets Manager's answer cannot be read".to_owned())
         }
-        SdkError::DispatchFailure(_) => Failure::Unavailable(format!(
-            "Secrets Manager cannot be reached: {}",
-            DisplayErrorContext(error)
-        )),
-        error => Failure::Refused(format!(
-            "Secrets Manager cannot be asked: {}",
-            DisplayErrorContext(error)
-        )),
+        SdkError::DispatchFailure(_) => {
+            Failure::Unavailable(format!("Secrets Manager cannot be reached: {}", chain(error)))
+        }
+        error => Failure::Refused(format!("Secrets Manager cannot be asked: {}", chain(error))),
     }
 }
 
@@ -200,7 +198,6 @@ pub fn rds_token(
     /// All but the unreserved characters of RFC 3986, as Signature Version 4 wants it.
     const RESERVED: &AsciiSet =
         &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
-    const SCHEME: &str = "https://";
 
     let mut settings = SigningSettings::default();
     settings.signature_location = SignatureLocation::QueryParams;
@@ -216,7 +213,9 @@ pub fn rds_token(
         .map_err(|error| error.to_string())?
         .into();
     let username = utf8_percent_encode(username, RESERVED);
-    let mut url = format!("{SCHEME}{host}:{port}/?Action=connect&DBUser={username}");
+    let mut token = format!("{host}:{port}/?Action=connect&DBUser={username}");
+    // Names are the same in capitals and not, and signed without.
+    let url = format!("https://{}{}", host.to_ascii_lowercase(), &token[host.len()..]);
     let request = SignableRequest::new("GET", &url, std::iter::empty(), SignableBody::Bytes(b""))
         .map_err(|error| error.to_string())?;
     let (instructions, _) = sign(request, &params).map_err(|error| error.to_string())?.into_parts();
@@ -224,7 +223,7 @@ pub fn rds_token(
     let (signature, others): (Vec<_>, Vec<_>) =
         instructions.params().iter().partition(|(name, _)| *name == "X-Amz-Signature");
     for (name, value) in others.into_iter().chain(signature) {
-        let _ = write!(url, "&{name}={}", utf8_percent_encode(value, RESERVED));
+        let _ = write!(token, "&{name}={}", utf8_percent_encode(value, RESERVED));
     }
-    Ok(url.split_off(SCHEME.len()))
+    Ok(token)
 }

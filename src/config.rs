@@ -33,9 +33,9 @@ use url::Url;
 /// | `AWS_LAMBDA_LOG_LEVEL` | `FATAL`, `ERROR`, `WARN`, `INFO`, `DEBUG` or `TRACE`; read by [`crate::log`] | `INFO` |
 /// | `AWS_LAMBDA_LOG_FORMAT` | `JSON` or text; read by [`crate::log`] | text |
 ///
-/// As with libpq, `PGUSER`, `PGPASSWORD` and the other variables of that family (PostgreSQL,
-/// "Environment Variables") stand in for what the URL leaves out, but for `PGSSLMODE`: only the URL
-/// can make TLS weaker.
+/// As with libpq (PostgreSQL, "Environment Variables"), `PGHOST`, `PGPORT`, `PGUSER`, `PGPASSWORD`,
+/// `PGDATABASE` and `PGAPPNAME` stand in for what the URL leaves out. `PGSSLMODE` does not count:
+/// only the URL can make TLS weaker. `PGOPTIONS` and the files of TLS are refused.
 #[derive(Debug)]
 pub struct Config {
     /// Where the database is and how to get in.
@@ -291,6 +291,11 @@ impl Database {
         let before = problems.len();
         let iam = flag(variable, problems, "DATABASE_IAM_AUTH");
         let pooler = flag(variable, problems, "DATABASE_POOLER");
+        for name in ["PGOPTIONS", "PGSSLROOTCERT", "PGSSLCERT", "PGSSLKEY"] {
+            if variable(name).is_some() {
+                problems.push(format!("{name} is not read; put it into DATABASE_URL"));
+            }
+        }
         let region = variable("AWS_REGION");
         let secret = variable("DATABASE_SECRET_ARN");
 
@@ -539,11 +544,9 @@ impl DatabaseUrl {
                 problems.push("DATABASE_URL names no host".to_owned());
             }
             // The token is a password in the clear: whoever gets it gets in, for 15 minutes.
-            let verified =
-                matches!(self.options.get_ssl_mode(), PgSslMode::VerifyFull | PgSslMode::VerifyCa);
+            let verified = matches!(self.options.get_ssl_mode(), PgSslMode::VerifyFull);
             if self.has("sslmode") && !verified && !is_local(&self.options) {
-                problems
-                    .push("DATABASE_IAM_AUTH needs an sslmode that verifies the server".to_owned());
+                problems.push("DATABASE_IAM_AUTH needs sslmode=verify-full".to_owned());
             }
         }
         if pooler && self.has("options") {
@@ -642,7 +645,7 @@ mod tests {
             ),
             (
                 &[("DATABASE_URL", "postgres://u@db/x?sslmode=require"), iam, region],
-                "DATABASE_IAM_AUTH needs an sslmode that verifies the server",
+                "DATABASE_IAM_AUTH needs sslmode=verify-full",
             ),
             (
                 &[("DATABASE_URL", "postgres:///x?user=u"), iam, region],
@@ -769,6 +772,21 @@ mod tests {
 
     #[test]
     fn every_region_trusts_its_own_authorities() {
+        let url = ("DATABASE_URL", "postgres://u:p@db/x");
+        let trusted = |variables: Variables| {
+            let authorities = read(variables).unwrap().database.authorities;
+            authorities.map(|pem| String::from_utf8(pem).unwrap())
+        };
+        for region in ["eu-central-1", "us-west-2"] {
+            let of_region = rds_authorities(region).map(str::to_owned);
+            assert_eq!(trusted(&[url, ("AWS_REGION", region)]), of_region);
+        }
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/src/rds_roots.pem");
+        let region = ("AWS_REGION", "us-west-2");
+        let by_variable = trusted(&[url, region, ("DATABASE_CA_FILE", file)]);
+        assert_eq!(by_variable.as_deref(), Some(include_str!("rds_roots.pem")));
+        let in_url = format!("postgres://u:p@db/x?sslrootcert={file}");
+        assert_eq!(trusted(&[("DATABASE_URL", &in_url), region]), None);
         assert!(rds_authorities("eu-central-1").unwrap().contains("-----BEGIN CERTIFICATE-----"));
         assert!(rds_authorities("eu-central-1").unwrap() != rds_authorities("us-east-1").unwrap());
         assert!(!rds_authorities("eu-central-1").unwrap().contains("# region"));

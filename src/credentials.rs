@@ -6,7 +6,7 @@ use std::{
     time::SystemTime,
 };
 
-use serde::{Deserialize, Deserializer, de};
+use serde_json::Value;
 use sqlx::postgres::PgConnectOptions;
 
 use crate::{
@@ -71,6 +71,23 @@ impl Credentials {
         }
     }
 
+    /// What was last connected with, if it is a secret.
+    #[must_use]
+    pub fn latest(&self) -> Option<Access> {
+        match self {
+            Self::Secret { latest, .. } => lock(latest).clone().map(Access::from),
+            Self::Url | Self::Iam(_) => None,
+        }
+    }
+
+    /// Forgets what was read, so that it is read again: a secret can name another place as well as
+    /// another password.
+    pub fn forget(&self) {
+        if let Self::Secret { latest, .. } = self {
+            *lock(latest) = None;
+        }
+    }
+
     /// What else to connect with, after the database has refused the password; `None` if there is
     /// nothing else.
     ///
@@ -96,15 +113,8 @@ impl Credentials {
 }
 
 async fn read(aws: &Aws, arn: &str, stage: Stage) -> Result<Secret, Failure> {
-    let text = aws.secret(arn, stage).await?;
-    serde_json::from_str(&text).map_err(|error| {
-        // Only where, because the parser quotes what it did not expect.
-        Failure::Refused(format!(
-            "the secret is no JSON object with the texts username and password (line {}, column {})",
-            error.line(),
-            error.column()
-        ))
-    })
+    Secret::parse(&aws.secret(arn, stage).await?)
+        .map_err(|problem| Failure::Refused(format!("the secret {problem}")))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -114,28 +124,44 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 /// What RDS and its users keep in a secret (AWS Secrets Manager User Guide, "JSON structure of
 /// AWS Secrets Manager database credential secrets").
-#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Secret {
     username: String,
     password: String,
     host: Option<String>,
-    /// A number, or a text where a person typed it.
-    #[serde(default, deserialize_with = "port")]
     port: Option<u16>,
     dbname: Option<String>,
 }
 
-fn port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Port {
-        Number(u16),
-        Text(String),
-    }
-    match Option::deserialize(deserializer)? {
-        None => Ok(None),
-        Some(Port::Number(port)) => Ok(Some(port)),
-        Some(Port::Text(port)) => port.parse().map(Some).map_err(de::Error::custom),
+impl Secret {
+    /// Reads the text of a secret, or says what is wrong with it, quoting nothing.
+    fn parse(text: &str) -> Result<Self, String> {
+        let Ok(Value::Object(fields)) = serde_json::from_str(text) else {
+            return Err("is no JSON object".to_owned());
+        };
+        let text = |name: &str| match fields.get(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(text)) if !text.contains('\0') => {
+                Ok(Some(text.clone()).filter(|text| !text.is_empty()))
+            }
+            Some(_) => Err(format!("has a {name} that is no text")),
+        };
+        let needed = |name: &str| text(name)?.ok_or_else(|| format!("has no {name}"));
+        // A number, or a text where a person typed it.
+        let port = match fields.get("port") {
+            None | Some(Value::Null) => None,
+            Some(port) => {
+                let digits = port.as_str().map_or_else(|| port.to_string(), str::to_owned);
+                Some(digits.parse().map_err(|_| "has a port that is none".to_owned())?)
+            }
+        };
+        Ok(Self {
+            username: needed("username")?,
+            password: needed("password")?,
+            host: text("host")?,
+            port,
+            dbname: text("dbname")?,
+        })
     }
 }
 
@@ -161,8 +187,8 @@ impl From<Secret> for Access {
 mod tests {
     use super::*;
 
-    fn secret(json: &str) -> Result<Secret, serde_json::Error> {
-        serde_json::from_str(json)
+    fn secret(json: &str) -> Result<Secret, String> {
+        Secret::parse(json)
     }
 
     #[test]
@@ -176,13 +202,17 @@ mod tests {
         assert_eq!((managed.host, managed.port, managed.dbname), (None, None, None));
         let typed = secret(r#"{"username":"u","password":"p","port":"5433"}"#).unwrap();
         assert_eq!(typed.port, Some(5433));
-        for wrong in [
-            "hunter2",
-            r#"{"username":"u"}"#,
-            r#"{"username":"u","password":5}"#,
-            r#"{"username":"u","password":"p","port":"x"}"#,
+        for (wrong, problem) in [
+            ("hunter2", "is no JSON object"),
+            ("[]", "is no JSON object"),
+            (r#"{"username":"u"}"#, "has no password"),
+            (r#"{"username":"","password":"p"}"#, "has no username"),
+            (r#"{"username":"u","password":5}"#, "has a password that is no text"),
+            (r#"{"username":"u","password":"p","host":5}"#, "has a host that is no text"),
+            (r#"{"username":"u","password":"p","port":"x"}"#, "has a port that is none"),
+            (r#"{"username":"u","password":"p","port":70000}"#, "has a port that is none"),
         ] {
-            assert!(secret(wrong).is_err(), "{wrong}");
+            assert_eq!(secret(wrong), Err(problem.to_owned()), "{wrong}");
         }
         assert_eq!(format!("{:?}", secret(full).unwrap()), "Secret(..)");
     }

@@ -127,6 +127,19 @@ pub enum Error {
     },
 }
 
+/// An error's text, and those of what is behind it.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        source = inner.source();
+    }
+    text
+}
+
 impl Error {
     /// The HTTP status code.
     #[must_use]

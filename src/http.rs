@@ -10,6 +10,8 @@ use hyper_util::{
     rt::TokioExecutor,
 };
 
+use crate::error::chain;
+
 /// How long an answer may take, connecting included.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -45,7 +47,7 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// What went wrong, for the log, if there is no whole answer of at most 1 MiB within 5 s.
+    /// What went wrong, for the log and without a word of question or answer, if there is no whole answer of at most 1 MiB within 5 s.
     pub async fn send(&self, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), String> {
         let exchange = async {
             let answer = self.0.request(request).await.map_err(|error| chain(&error))?;
@@ -58,16 +60,4 @@ impl Client {
             .await
             .unwrap_or_else(|_| Err(format!("no answer within {} s", TIMEOUT.as_secs())))
     }
-}
-
-/// An error and what is behind it. None of it quotes a request or an answer.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        source = inner.source();
-    }
-    text
 }

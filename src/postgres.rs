@@ -4,7 +4,7 @@ use std::{
     error::Error as _,
     fmt::Write as _,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::{Duration, UNIX_EPOCH},
+    time::{Duration, Instant, UNIX_EPOCH},
 };
 
 use rustls::CertificateError;
@@ -18,7 +18,7 @@ use crate::{
     aws::Failure,
     config::{Access, Database},
     credentials::Credentials,
-    error::Error,
+    error::{Error, chain},
     statement,
 };
 
@@ -30,6 +30,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// frozen, a connection can end without a word. The time that it was idle says nothing, because a
 /// clock may stand still with it.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+
+/// How long it may take to get a first answer, on the connection that was idle or else on a new
+/// one: the server may be there and have no session to spare, or the pooler before it.
+const FIRST_ANSWER: Duration = Duration::from_millis(4500);
 
 /// How long before the end of an invocation a request is given up, so that its statement can be
 /// cancelled and the answer still arrives.
@@ -65,8 +69,10 @@ pub struct Connection {
     pub small: bool,
     /// The process id of the backend at the other end.
     pid: i32,
-    /// Whether the other end has answered since the connection was idle.
-    is_alive: bool,
+    /// By when the other end has to answer; `None` once it has.
+    answers_by: Option<Instant>,
+    /// What is said if it does not.
+    silence: &'static str,
     /// Through a pooler, what begins a transaction.
     begin: Option<String>,
 }
@@ -81,35 +87,53 @@ impl Connector {
             settings: settings(statement_timeout),
             // The server gives up a statement by itself. This is for a server that does not, or
             // that is not there any more. template.yaml keeps it below the function's own timeout.
-            patience: statement_timeout + SIGN_OF_LIFE + CONNECT_TIMEOUT,
+            patience: statement_timeout + FIRST_ANSWER,
             idle: Mutex::new(None),
         }
     }
 
-    /// The idle connection, or a new one, at the Unix time `now_ms`, in ms.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::DatabaseUnavailable`] if there is none within 3 seconds;
-    /// [`Error::DatabaseFailed`] if the server refuses this user or database.
-    pub async fn connection(&self, now_ms: i64) -> Result<Connection, Error> {
-        let idle = lock(&self.idle).take();
-        match idle {
-            Some(connection) => Ok(Connection { is_alive: false, ..connection }),
-            None => self.connect(now_ms).await,
-        }
+    /// By when there has to be a first answer to what is asked from now on.
+    #[must_use]
+    pub fn answers_by() -> Instant {
+        Instant::now() + FIRST_ANSWER
     }
 
-    /// A new connection, at the Unix time `now_ms`, in ms.
+    /// The idle connection, if there is one. It has a second for its first answer.
+    pub fn idle(&self) -> Option<Connection> {
+        let connection = lock(&self.idle).take()?;
+        Some(Connection {
+            answers_by: Some(Instant::now() + SIGN_OF_LIFE),
+            silence: "an idle connection gave no sign of life within 1 s",
+            ..connection
+        })
+    }
+
+    /// A new connection, at the Unix time `now_ms`, in ms, which has to answer by a time.
     ///
     /// # Errors
     ///
-    /// As [`Connector::connection`].
-    pub async fn connect(&self, now_ms: i64) -> Result<Connection, Error> {
-        tokio::time::timeout(CONNECT_TIMEOUT, self.log_in(now_ms)).await.unwrap_or_else(|_| {
-            let cause = format!("connecting took longer than {} s", CONNECT_TIMEOUT.as_secs());
+    /// [`Error::DatabaseUnavailable`] if there is none within 3 seconds or by that time;
+    /// [`Error::DatabaseFailed`] if the server refuses this user or database.
+    pub async fn connect(&self, now_ms: i64, answers_by: Instant) -> Result<Connection, Error> {
+        let by = answers_by.min(Instant::now() + CONNECT_TIMEOUT);
+        let connection = tokio::time::timeout_at(by.into(), self.log_in(now_ms)).await;
+        let connection = connection.unwrap_or_else(|_| {
+            let cause = format!("connecting to {} took too long", self.place());
+            // The next secret may name another place.
+            self.credentials.forget();
             Err(Error::DatabaseUnavailable { cause })
-        })
+        })?;
+        Ok(Connection { answers_by: Some(answers_by), ..connection })
+    }
+
+    /// Where the database is, for the log.
+    fn place(&self) -> String {
+        let options = self.credentials.latest().and_then(|it| self.database.options(it).ok());
+        let options = options.as_ref().unwrap_or(self.database.url());
+        match options.get_socket() {
+            Some(socket) => socket.display().to_string(),
+            None => format!("{}:{}", options.get_host(), options.get_port()),
+        }
     }
 
     async fn log_in(&self, now_ms: i64) -> Result<Connection, Error> {
@@ -122,7 +146,12 @@ impl Connector {
             },
             connection => connection,
         };
-        connection.map_err(|error| failure("connecting", &error))
+        connection.map_err(|error| {
+            let error = connecting(&self.place(), &error);
+            // The next secret may name another place.
+            self.credentials.forget();
+            error
+        })
     }
 
     /// Where to connect and as whom, with the settings of the session.
@@ -145,7 +174,8 @@ impl Connector {
             session: options.connect().await?,
             small: false,
             pid: 0,
-            is_alive: true,
+            answers_by: None,
+            silence: "a new connection gave no first answer; is the pooler out of sessions?",
             begin: None,
         };
         if self.database.pooler {
@@ -156,8 +186,9 @@ impl Connector {
             }
             connection.begin = Some(format!("{begin}; {}", statement::SESSION));
         } else {
-            let session =
-                sqlx::raw_sql(statement::SESSION).fetch_one(&mut connection.session).await?;
+            // Both in one round trip; the first one's row is the one that counts.
+            let session = format!("{}; {}", statement::SESSION, statement::CHECK_CLIENT);
+            let session = sqlx::raw_sql(&session).fetch_one(&mut connection.session).await?;
             connection.know(&session)?;
         }
         Ok(connection)
@@ -171,14 +202,18 @@ impl Connector {
     /// How long a request may take that has `time_left` until the end of its invocation.
     #[must_use]
     pub fn patience(&self, time_left: Duration) -> Duration {
-        self.patience.min(time_left.saturating_sub(MARGIN))
+        self.patience.min(time_left.saturating_sub(MARGIN.min(time_left / 2)))
     }
 
     /// Cancels the statement under way, on a new connection that is kept in place of this one.
     /// That this failed is nothing to tell a caller; the server's own limit ends the statement then.
     pub async fn cancel(&self, connection: Connection, now_ms: i64) {
+        if connection.pid == 0 {
+            // Through a pooler, before a session was lent: nothing is under way.
+            return;
+        }
         let cancel = async {
-            let mut other = self.connect(now_ms).await?;
+            let mut other = self.connect(now_ms, Instant::now() + CANCEL_TIMEOUT).await?;
             sqlx::query("SELECT pg_cancel_backend($1)")
                 .persistent(false)
                 .bind(connection.pid)
@@ -204,19 +239,16 @@ impl Connector {
         }
     }
 
-    /// Adds to a failure which privileges the role lacks, if it lacks any: the server's own message
-    /// names no column.
+    /// Adds to a failure what the role lacks, or the database, if it is anything: the server's own
+    /// message names no column.
     pub async fn explain(&self, connection: &mut Connection, error: Error) -> Error {
         let Error::DatabaseFailed { mut cause } = error else { return error };
         // Through a pooler, out of the transaction that failed.
         let _ = connection.end().await;
-        if let Ok(rows) =
-            sqlx::raw_sql(statement::MISSING_GRANTS).fetch_all(&mut connection.session).await
-        {
-            for row in rows {
-                let missing: String = row.try_get("missing").unwrap_or_default();
-                let _ = write!(cause, "; the role lacks {missing}");
-            }
+        let missing = sqlx::query(statement::MISSING_GRANTS).persistent(false).bind(&cause);
+        for row in missing.fetch_all(&mut connection.session).await.unwrap_or_default() {
+            let missing: String = row.try_get("missing").unwrap_or_default();
+            let _ = write!(cause, "; {missing}");
         }
         Error::DatabaseFailed { cause }
     }
@@ -232,10 +264,10 @@ impl Connection {
     pub async fn begin(&mut self) -> Result<(), Error> {
         let Some(begin) = &self.begin else { return Ok(()) };
         let session = sqlx::raw_sql(begin).fetch_one(&mut self.session);
-        let session = in_time(self.is_alive, session)
+        let session = in_time(self.answers_by, self.silence, session)
             .await?
             .map_err(|error| failure("beginning a transaction", &error))?;
-        self.is_alive = true;
+        self.answers_by = None;
         self.know(&session).map_err(|error| failure("reading the session", &error))
     }
 
@@ -246,6 +278,7 @@ impl Connection {
     /// As [`failure`].
     pub async fn end(&mut self) -> Result<(), Error> {
         if self.begin.is_some() {
+            self.pid = 0;
             let end = sqlx::raw_sql("COMMIT").execute(&mut self.session).await;
             end.map_err(|error| failure("ending a transaction", &error))?;
         }
@@ -263,9 +296,17 @@ impl Connection {
         query: Query<'_, Postgres, PgArguments>,
     ) -> Result<Option<PgRow>, Error> {
         let row = query.persistent(self.keeps_statements()).fetch_optional(&mut self.session);
-        let row = in_time(self.is_alive, row).await?.map_err(|error| failure(doing, &error))?;
-        self.is_alive = true;
+        let row = in_time(self.answers_by, self.silence, row)
+            .await?
+            .map_err(|error| failure(doing, &error))?;
+        self.answers_by = None;
         Ok(row)
+    }
+
+    /// Whether the other end has answered.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        self.answers_by.is_none()
     }
 
     /// Whether a prepared statement is there when it is asked for again. Through a pooler the next
@@ -310,6 +351,31 @@ impl From<Failure> for Error {
     }
 }
 
+/// [`failure`] for what happens before there is a session: a pooler has codes of its own for what
+/// its clients do wrong, and no message quotes rows there.
+fn connecting(place: &str, error: &sqlx::Error) -> Error {
+    /// What pgbouncer says with 08P01 and RDS Proxy with 0A000, and what to do.
+    const REFUSALS: [(&str, &str); 5] = [
+        ("startup parameter", "if this is a pooler, set DATABASE_POOLER=true"),
+        ("options", "if this is a pooler, set DATABASE_POOLER=true"),
+        ("authentication failed", "the pooler refuses the password"),
+        ("no such database", "the pooler knows no such database"),
+        ("no such user", "the pooler knows no such user"),
+    ];
+    let doing = format!("connecting to {place}");
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+    if let sqlx::Error::Database(refusal) = error
+        && let Some(code @ ("08P01" | "0A000")) = code.as_deref()
+        && let Some((_, remedy)) =
+            REFUSALS.iter().find(|(text, _)| refusal.message().contains(text))
+    {
+        let message = refusal.message();
+        let cause = format!("database error {code} while {doing}: {message}; {remedy}");
+        return Error::DatabaseFailed { cause };
+    }
+    failure(&doing, error)
+}
+
 /// Whether the server, or a pooler in its own way, refuses a role's password.
 fn is_refused_password(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
@@ -317,16 +383,15 @@ fn is_refused_password(error: &sqlx::Error) -> bool {
 }
 
 /// What an answer of the database is, unless it does not come in time to be taken for alive.
-async fn in_time<T>(is_alive: bool, answer: impl Future<Output = T>) -> Result<T, Error> {
-    if is_alive {
-        return Ok(answer.await);
-    }
-    tokio::time::timeout(SIGN_OF_LIFE, answer).await.map_err(|_| Error::DatabaseUnavailable {
-        cause: format!(
-            "an idle connection gave no sign of life within {} s",
-            SIGN_OF_LIFE.as_secs()
-        ),
-    })
+async fn in_time<T>(
+    answers_by: Option<Instant>,
+    silence: &str,
+    answer: impl Future<Output = T>,
+) -> Result<T, Error> {
+    let Some(answers_by) = answers_by else { return Ok(answer.await) };
+    tokio::time::timeout_at(answers_by.into(), answer)
+        .await
+        .map_err(|_| Error::DatabaseUnavailable { cause: silence.to_owned() })
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -350,7 +415,8 @@ pub fn failure(doing: &str, error: &sqlx::Error) -> Error {
                 format!("database error {code} while {doing}")
             };
             match &*code {
-                "57014" => Error::StatementTimeout { cause },
+                // query_canceled and transaction_timeout
+                "57014" | "25P04" => Error::StatementTimeout { cause },
                 code if is_passing(code) => Error::DatabaseUnavailable { cause },
                 _ => Error::DatabaseFailed { cause },
             }
@@ -358,10 +424,8 @@ pub fn failure(doing: &str, error: &sqlx::Error) -> Error {
         // A server, or what stands before it, that breaks off in mid-sentence is one that restarts.
         sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) => {
             let mut cause = format!("{error} while {doing}");
-            let mut source = error.source().and_then(std::error::Error::source);
-            while let Some(inner) = source {
-                let _ = write!(cause, ": {inner}");
-                source = inner.source();
+            if let Some(inner) = error.source().and_then(std::error::Error::source) {
+                let _ = write!(cause, ": {}", chain(inner));
             }
             if let Some(remedy) = tls_remedy(error) {
                 let _ = write!(cause, "; {remedy}");
@@ -375,9 +439,10 @@ pub fn failure(doing: &str, error: &sqlx::Error) -> Error {
 
 /// Classes and codes of SQLSTATE that pass by themselves: connection exceptions, a conflict with
 /// replication, too few resources or connections, an operator's shutdown, a server that starts or
-/// stops, and a session that idled for too long.
+/// stops, a session that idled for too long, and a lock that was not to be had.
 fn is_passing(code: &str) -> bool {
-    code == "25P03" || ["08", "40", "53", "57P"].iter().any(|class| code.starts_with(class))
+    matches!(code, "25P03" | "55P03")
+        || ["08", "40", "53", "57P"].iter().any(|class| code.starts_with(class))
 }
 
 /// Classes of SQLSTATE whose messages name settings, objects and states of the server, but no
@@ -405,7 +470,8 @@ fn tls_remedy(error: &sqlx::Error) -> Option<&'static str> {
     Some(match error {
         CertificateError::UnknownIssuer => {
             "the server's certificate is of an authority that is not trusted: name it in DATABASE_CA_FILE; \
-             for RDS, AWS_REGION must be the database's"
+             for RDS, AWS_REGION must be the database's, \
+             and not every region's authorities are built in"
         }
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
             "DATABASE_URL must name the server as its certificate does; for RDS, by its endpoint"
@@ -413,6 +479,6 @@ fn tls_remedy(error: &sqlx::Error) -> Option<&'static str> {
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
             "renew the server's certificate; for RDS, choose a current certificate authority"
         }
-        _ => "the server needs another certificate",
+        _ => "the server needs a certificate that an authority has issued for it",
     })
 }

@@ -73,7 +73,9 @@ impl Service {
     pub async fn connect(&self, now_ms: i64) {
         let Some(Parts { connector, authenticator }) = &self.parts else { return };
         let connect = async {
-            connector.connect(now_ms).await.map(|connection| connector.give_back(connection))
+            let connection = connector.connect(now_ms, Connector::answers_by()).await?;
+            connector.give_back(connection);
+            Ok::<_, Error>(())
         };
         let (connected, prepared) = futures_util::join!(connect, authenticator.prepare());
         for error in [connected.err(), prepared.err()].into_iter().flatten() {
@@ -210,16 +212,25 @@ impl Parts {
     ) -> Result<String, Error> {
         let claim = self.authenticator.claim(token, now.unix_ms).await?;
         progress.database_since = Some(Instant::now());
-        let connection = held.insert(self.connector.connection(now.unix_ms).await?);
+        let answers_by = Connector::answers_by();
+        let connection = match self.connector.idle() {
+            Some(connection) => connection,
+            None => self.connector.connect(now.unix_ms, answers_by).await?,
+        };
+        let connection = held.insert(connection);
         let mut body = self.ask_on(connection, &claim, args, budget, now, progress).await;
         // A connection can die between two requests without a sign, and a replica cancels what
         // stands in the way of replication. Asking again harms nothing: all that is asked is a
         // question.
         if matches!(body, Err(Error::DatabaseUnavailable { .. })) {
             progress.retries += 1;
+            // Whoever has answered may take as long for the next first answer.
+            let answers_by =
+                if connection.is_alive() { Connector::answers_by() } else { answers_by };
             // Closed before the next is opened, so that there are never two.
             *held = None;
-            let connection = held.insert(self.connector.connect(now.unix_ms).await?);
+            let connection = self.connector.connect(now.unix_ms, answers_by).await?;
+            let connection = held.insert(connection);
             body = self.ask_on(connection, &claim, args, budget, now, progress).await;
         }
         match (body, held) {

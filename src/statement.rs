@@ -23,7 +23,10 @@ pub const DEVICE: &str = include_str!("sql/device.sql");
 /// What is to be known of a session; no parameter.
 pub const SESSION: &str = include_str!("sql/session.sql");
 
-/// Which privileges the role lacks; no parameter.
+/// Has the server notice that nobody waits for a statement any more; no parameter.
+pub const CHECK_CLIENT: &str = include_str!("sql/check_client.sql");
+
+/// What the role lacks, or the database; one parameter, the server's message.
 pub const MISSING_GRANTS: &str = include_str!("sql/missing_grants.sql");
 
 /// A statement that answers a [`MediaUsageQuery`] with the page and the total.

@@ -43,6 +43,9 @@ const ADMIN: &str = "urn:synapse:admin:*";
 /// How many introspections are remembered at most.
 const MOST_REMEMBERED: usize = 1000;
 
+/// How long the scope of one may be, in bytes.
+const LONGEST_SCOPE: usize = 4096;
+
 /// Matrix Authentication Service.
 #[derive(Debug)]
 pub struct Mas {
@@ -236,7 +239,8 @@ impl Mas {
 
     /// Only of active tokens, so that a flood of bad ones fills nothing.
     fn remember(&self, introspection: &Introspection) {
-        if self.config.cache_ms > 0 {
+        let length: usize = introspection.scope.iter().map(String::len).sum();
+        if self.config.cache_ms > 0 && length <= LONGEST_SCOPE {
             let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
             if remembered.len() >= MOST_REMEMBERED {
                 remembered.clear();

@@ -19,6 +19,9 @@ $$;
 ALTER ROLE media_usage SET default_transaction_read_only = on;
 ALTER ROLE media_usage SET statement_timeout = '20s';
 
+-- Everybody has it unless it was taken away.
+GRANT USAGE ON SCHEMA public TO media_usage;
+
 GRANT SELECT (name, admin, is_guest, locked) ON users TO media_usage;
 GRANT SELECT (token, user_id, puppets_user_id, valid_until_ms) ON access_tokens TO media_usage;
 GRANT SELECT (full_user_id, displayname) ON profiles TO media_usage;

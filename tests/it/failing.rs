@@ -1,7 +1,11 @@
 //! What a request ends with when the surroundings fail it: the right page or an honest error, in
 //! time; and nothing is left behind.
 
-use std::{fs, process::Command, time::Duration};
+use std::{
+    fs,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use serde_json::Value;
 use sqlx::Connection as _;
@@ -19,7 +23,7 @@ use crate::{
 };
 
 /// Keeps the media from being read as long as the connection lives.
-async fn lock_media(database: &Database) -> sqlx::PgConnection {
+pub async fn lock_media(database: &Database) -> sqlx::PgConnection {
     let mut superuser = database.superuser().await;
     sqlx::raw_sql("BEGIN; LOCK local_media_repository").execute(&mut superuser).await.unwrap();
     superuser
@@ -74,6 +78,80 @@ fn a_statement_that_took_too_long_is_not_asked_again() {
 }
 
 #[test]
+fn what_was_given_up_ends_on_the_server_too() {
+    let database = block_on(Database::of_conformance("synapse-94"));
+    block_on(async {
+        let mut superuser = database.superuser().await;
+        let version = "SELECT current_setting('server_version_num')::int";
+        if sqlx::query_scalar::<_, i32>(version).fetch_one(&mut superuser).await.unwrap() < 140_000
+        {
+            println!("this PostgreSQL does not look after its clients");
+            return;
+        }
+        let function = start(&database.url());
+        assert_eq!(ask(&function).0, 200);
+        // Both the idle connection and the new one wait for the lookup of the token.
+        sqlx::raw_sql("BEGIN; LOCK access_tokens").execute(&mut superuser).await.unwrap();
+        let (status, error) = ask(&function);
+        assert_eq!((status, error["errcode"].as_str()), (503, Some("M_UNKNOWN")), "{error}");
+        let patience = Instant::now() + Duration::from_secs(10);
+        while statements(&database).await > 0 {
+            assert!(Instant::now() < patience, "a statement outlives its request");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        superuser.close().await.unwrap();
+        assert_eq!(ask(&function).0, 200);
+        function.stop();
+    });
+}
+
+#[test]
+fn a_short_deadline_is_no_reason_not_to_ask() {
+    let database = block_on(Database::of_conformance("synapse-94"));
+    let function = start(&database.url());
+    let event = Gateway::HttpApi.event(&request(Some("limit=1"))).unwrap().to_string();
+    let answer = function.invoke_within(event.as_bytes(), Duration::from_secs(1)).unwrap();
+    assert_eq!(answer["statusCode"], 200);
+    function.stop();
+}
+
+#[test]
+fn what_the_role_or_the_database_lacks_is_named() {
+    let revoke = |sql: &'static str| {
+        let database = block_on(Database::of_conformance("synapse-94"));
+        block_on(database.run(sql));
+        database
+    };
+    for (sql, variables, named) in [
+        (
+            "REVOKE SELECT (locked, admin) ON users FROM media_usage",
+            &[][..],
+            "the role lacks SELECT ON users (admin, locked)",
+        ),
+        (
+            "REVOKE USAGE ON SCHEMA public FROM PUBLIC, media_usage",
+            &[],
+            "the role lacks USAGE ON SCHEMA public",
+        ),
+        (
+            "ALTER TABLE profiles RENAME full_user_id TO id",
+            &[],
+            "there is no column profiles.full_user_id",
+        ),
+        ("DROP TABLE access_tokens", &[], "there is no table access_tokens"),
+        ("SELECT", &[("ACCOUNT_VALIDITY", "true")], "account_validity"),
+    ] {
+        let database = revoke(sql);
+        let url = database.url();
+        let function = Function::start(&[&[("DATABASE_URL", url.as_str())], variables].concat());
+        let (status, error) = ask(&function);
+        assert_eq!((status, error["errcode"].as_str()), (500, Some("M_UNKNOWN")), "{sql}: {error}");
+        let log = function.stop();
+        assert!(log.contains(named), "{sql}: {log}");
+    }
+}
+
+#[test]
 fn sigterm_closes_the_connection_politely() {
     let database = block_on(Database::of_conformance("synapse-94"));
     // What the server's log says of the sessions of one application.
@@ -112,7 +190,7 @@ fn the_host_name_is_resolved_at_each_connect() {
         return;
     }
     let database = block_on(Database::of_conformance("synapse-94"));
-    let hosts = tempfile(&format!("media-usage-hosts-{}", database.name));
+    let hosts = tempfile(&format!("media-usage-hosts-{}-{}", std::process::id(), database.name));
     fs::write(&hosts, "127.0.0.1 localhost\n").unwrap();
     let url = database.url().replace("127.0.0.1", "replica.example") + "?sslmode=disable";
     let function = Function::start_by(

@@ -6,8 +6,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde_json::Value;
-
 use crate::{
     events::first_page,
     support::{
@@ -37,7 +35,11 @@ fn freeze(url: &str, is_gone: impl Fn() -> bool) {
         }
         function.resume();
         let (time, after) = function.timed(event.as_bytes());
-        assert_eq!(after.as_ref(), Ok::<&Value, _>(&before));
+        let after = after.unwrap();
+        assert_eq!(
+            (&after["statusCode"], &after["body"]),
+            (&before["statusCode"], &before["body"])
+        );
         // A second to give up a connection that does not answer, and what a busy machine takes.
         assert!(time < Duration::from_secs(3), "{time:?}");
     }

@@ -173,7 +173,7 @@ impl Database {
     pub async fn session(&self) -> PgConnection {
         let config = config(&self.url()).unwrap();
         Connector::new(config.database, config.statement_timeout)
-            .connect(NOW_MS)
+            .connect(NOW_MS, Connector::answers_by())
             .await
             .unwrap()
             .session
