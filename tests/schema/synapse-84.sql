@@ -40,6 +40,27 @@ CREATE TABLE access_tokens (
 CREATE INDEX access_tokens_device_id ON access_tokens (user_id, device_id);
 CREATE INDEX access_tokens_refresh_token_id_idx ON access_tokens (refresh_token_id);
 
+-- A hidden device is no device but a key for cross-signing, kept in the same table.
+CREATE TABLE devices (
+    user_id      text NOT NULL,
+    device_id    text NOT NULL,
+    display_name text,
+    last_seen    bigint,
+    ip           text,
+    user_agent   text,
+    hidden       boolean DEFAULT false,
+    CONSTRAINT device_uniqueness UNIQUE (user_id, device_id)
+);
+
+-- Accounts without a row never expire.
+CREATE TABLE account_validity (
+    user_id          text PRIMARY KEY,
+    expiration_ts_ms bigint NOT NULL,
+    email_sent       boolean NOT NULL,
+    renewal_token    text,
+    token_used_ts_ms bigint
+);
+
 -- user_id holds the localpart; full_user_id is what a media row names.
 CREATE TABLE profiles (
     user_id      text NOT NULL,
