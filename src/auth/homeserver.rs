@@ -89,6 +89,9 @@ impl Homeserver {
             StatusCode::OK => serde_json::from_slice(&body).map_err(|_| rubbish()),
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
                 let refusal: Refusal = serde_json::from_slice(&body).map_err(|_| rubbish())?;
+                if !is_errcode(&refusal.errcode) {
+                    return Err(rubbish());
+                }
                 Err(Error::HomeserverRefused {
                     status: status.as_u16(),
                     errcode: refusal.errcode,
@@ -99,6 +102,13 @@ impl Homeserver {
             _ => Err(rubbish()),
         }
     }
+}
+
+/// Whether this is formed as an errcode is. Unlike the text it is logged.
+fn is_errcode(text: &str) -> bool {
+    let of_errcode =
+        |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || b"_.".contains(&byte);
+    (1..=100).contains(&text.len()) && text.bytes().all(of_errcode)
 }
 
 fn unavailable(cause: String) -> Error {
