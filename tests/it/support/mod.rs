@@ -5,10 +5,13 @@ pub mod cases;
 pub mod database;
 pub mod function;
 pub mod gateway;
+pub mod homeserver;
 pub mod http;
 pub mod http_api;
 pub mod iam;
+pub mod mas;
 pub mod proxy;
+pub mod server;
 
 use std::{
     future::Future,
