@@ -13,24 +13,24 @@
 //!
 //! - With a valid token of somebody who is no admin, of a guest or of a locked admin: 403 or 401,
 //!   after one lookup. Parameters are not even read (`auth::every_way_in`,
-//!   `auth::parameters_are_judged_after_the_token`).
+//!   `introspection::parameters_are_judged_after_the_token`).
 //! - With a stolen token that has expired, or whose device is gone: 401, also while it is
-//!   remembered (`auth::an_introspection_is_remembered_as_long_as_it_may_be_and_no_longer`,
-//!   `auth::what_is_remembered_is_still_checked`).
+//!   remembered (`introspection::an_introspection_is_remembered_as_long_as_it_may_be_and_no_longer`,
+//!   `introspection::what_is_remembered_is_still_checked`).
 //! - With a stolen token that is good: what its owner may see, as in Synapse, until it is revoked;
 //!   with `MAS_CACHE_SECONDS` that much longer.
 //! - With an introspection answer of its own making, which takes the connection to MAS: everything,
 //!   as with Synapse; `https` keeps others out of it. With anything less than a whole, well-formed
-//!   answer: 503 (`auth::what_mas_says_is_read_as_synapse_reads_it`). A redirect is not followed
-//!   (`auth::a_redirect_takes_the_token_nowhere`).
+//!   answer: 503 (`introspection::what_mas_says_is_read_as_synapse_reads_it`). A redirect is not followed
+//!   (`introspection::a_redirect_takes_the_token_nowhere`).
 //! - With control of the query string: the page's parameters. They are bound, never spliced
-//!   (`statements`), and name nobody (`auth::the_query_string_makes_nobody_else_of_the_caller`).
+//!   (`statements`), and name nobody (`introspection::the_query_string_makes_nobody_else_of_the_caller`).
 //! - With a token made of line breaks: no header of another request
-//!   (`auth::tokens_that_no_header_can_carry_are_never_sent`).
+//!   (`whoami::tokens_that_no_header_can_carry_are_never_sent`).
 //! - With many bad tokens: one lookup each in the replica's index, at most ten questions at once
 //!   and one a second to the homeserver for each execution environment, one introspection each
 //!   for MAS, whose own limits hold; the gateway's throttling is before all of it
-//!   (`auth::a_flood_of_unknown_tokens_stays_here`).
+//!   (`whoami::a_flood_of_unknown_tokens_stays_here`).
 //! - By timing: the lookup compares in the server's index, as Synapse's does.
 //! - In the log: no token, secret or digest (`auth::neither_tokens_nor_secrets_nor_digests_are_logged_at_any_level`).
 

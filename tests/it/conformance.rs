@@ -21,7 +21,7 @@ use crate::support::{
 };
 
 /// The request of a case, without any gateway.
-fn request(case: &Case) -> Request {
+pub fn request(case: &Case) -> Request {
     let mut request = Request::new(case.body.clone().map_or(Body::Empty, Body::Text));
     *request.method_mut() = Method::from_bytes(case.method.as_bytes()).unwrap();
     request.extensions_mut().insert(RawQuery(case.query.clone().unwrap_or_default()));
@@ -32,7 +32,7 @@ fn request(case: &Case) -> Request {
     request.with_raw_http_path(&case.path)
 }
 
-fn answer(response: Response<Body>) -> Answer {
+pub fn answer(response: Response<Body>) -> Answer {
     let (parts, body) = response.into_parts();
     Answer {
         status: parts.status.as_u16(),

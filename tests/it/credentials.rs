@@ -27,7 +27,7 @@ const SECRET_ACCESS_KEY: &str = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY";
 const SESSION_TOKEN: &str = "IQoJb3JpZ2luX2VjEXAMPLE/+aZ==";
 
 /// The environment's credentials, as Lambda sets them.
-const AWS: [(&str, &str); 4] = [
+pub const AWS: [(&str, &str); 4] = [
     ("AWS_REGION", "eu-central-1"),
     ("AWS_ACCESS_KEY_ID", ACCESS_KEY_ID),
     ("AWS_SECRET_ACCESS_KEY", SECRET_ACCESS_KEY),
@@ -159,13 +159,13 @@ fn without_credentials_there_is_no_token_and_the_log_says_so() {
 }
 
 /// A secret in moto's Secrets Manager.
-struct Secret {
-    endpoint: String,
-    arn: String,
+pub struct Secret {
+    pub endpoint: String,
+    pub arn: String,
 }
 
 impl Secret {
-    fn create(name: &str, text: &str) -> Self {
+    pub fn create(name: &str, text: &str) -> Self {
         #[derive(Deserialize)]
         struct Server {
             url: String,
@@ -181,7 +181,7 @@ impl Secret {
     }
 
     /// Puts a version there, as the current one or as the one to come.
-    fn put(&self, text: &str, token: &str, stage: &str) {
+    pub fn put(&self, text: &str, token: &str, stage: &str) {
         let body = json!({"SecretId": self.arn, "SecretString": text, "ClientRequestToken": token, "VersionStages": [stage]});
         call(&self.endpoint, "PutSecretValue", &body);
     }
@@ -199,7 +199,7 @@ impl Secret {
 }
 
 /// Names of versions are between 32 and 64 characters long.
-const TOKENS: [&str; 3] = [
+pub const TOKENS: [&str; 3] = [
     "00000000-0000-0000-0000-000000000001",
     "00000000-0000-0000-0000-000000000002",
     "00000000-0000-0000-0000-000000000003",

@@ -1,6 +1,8 @@
 //! The integration tests: one binary, one database cluster.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 
+mod asking;
+mod auth;
 mod clients;
 mod configuration;
 mod conformance;
@@ -8,6 +10,7 @@ mod credentials;
 mod events;
 mod failing;
 mod freeze;
+mod introspection;
 mod layout;
 mod log;
 mod pages;
@@ -23,3 +26,4 @@ mod statements;
 #[expect(dead_code, reason = "the bench uses the rest")]
 mod support;
 mod tls;
+mod whoami;
