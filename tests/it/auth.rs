@@ -436,12 +436,12 @@ fn nothing_is_read_that_is_not_asked_for() {
         (
             Variables::of(&database).mas(&mas),
             "mat_token",
-            "SELECT (device_id, hidden, user_id) ON devices (needed only with MAS_ENDPOINT)",
+            "SELECT ON devices (device_id, hidden, user_id)",
         ),
         (
             Variables::of(&database).with("ACCOUNT_VALIDITY", "true"),
             "syt_admin_ok",
-            "SELECT (expiration_ts_ms, user_id) ON account_validity (needed only with ACCOUNT_VALIDITY)",
+            "SELECT ON account_validity (expiration_ts_ms, user_id)",
         ),
     ] {
         let function = variables.function();
