@@ -24,9 +24,12 @@ serve:                 ## The same, and keep it running for requests of your own
 	@$(rust)
 	@$(call with,demo) tests/demo/run serve
 
-test: lint             ## Run every check
-	@echo "== building the release binary"
-	cargo build --release --locked
+# The function that is tested and measured is what `sam build` has made. Elsewhere that does not run, and the tests compile one.
+ifeq ($(shell uname -s),Linux)
+test soak bench: export FUNCTION_BINARY = $(CURDIR)/.aws-sam/build/Function/bootstrap
+endif
+
+test: lint build       ## Run every check
 	@echo "== the bench, on data too small to tell anything"
 	cargo bench --profile dev --locked --bench bench -- --smoke
 	@echo "== tests"
@@ -36,14 +39,14 @@ test: lint             ## Run every check
 soak: export SOAK_FAULTS ?= 1200
 soak: export SOAK_FUNCTIONS ?= 12
 soak: export SOAK_CRASHES ?= 20
-soak:                  ## Break the connection to the database in 1200 random ways (two minutes)
-	@$(rust)
-	cargo build --release --locked
+soak: build            ## Break the connection to the database in 1200 random ways (two minutes)
 	cargo test --locked --test it -- soak --nocapture
 
 # For this machine's architecture; the group "lint" holds sam, cargo-lambda and zig together.
 build:                 ## Build what sam deploys, in .aws-sam
 	@$(rust)
+	@echo "== building what sam deploys"
+	export RUSTFLAGS; RUSTFLAGS=$$(tests/release/rustflags); \
 	$(call with,lint) AWS_DEFAULT_REGION=eu-central-1 SAM_CLI_TELEMETRY=0 sam build \
 	    --parameter-overrides Architecture=$$(uname -m | sed s/aarch64/arm64/)
 
@@ -51,9 +54,7 @@ build:                 ## Build what sam deploys, in .aws-sam
 # some 2 GB; they are kept in a folder that also PostgreSQL's own user can enter.
 bench: export BENCH_DATA ?= /var/tmp/synapse-media-usage-bench
 bench: export SHARED_BUFFERS ?= 512MB
-bench:                 ## Measure the function beside Synapse's statements and psql (half an hour)
-	@$(rust)
-	cargo build --release --locked
+bench: build           ## Measure the function beside Synapse's statements and psql (half an hour)
 	cargo bench --profile dev --locked --bench bench
 
 lint:                  ## Run the checks that read but do not run the code
@@ -66,7 +67,7 @@ lint:                  ## Run the checks that read but do not run the code
 	$(call with,lint) cargo deny --locked check bans licenses sources
 	$(call with,lint) cargo shear
 	@echo "== scripts and template"
-	$(call with,lint) shellcheck tests/tools/{debian,pgbouncer,postgres,reverse-proxy,rust,venv} .ci/run
+	$(call with,lint) shellcheck tests/tools/{debian,pgbouncer,postgres,reverse-proxy,rust,venv} tests/release/rustflags .ci/run
 	$(call with,lint) AWS_DEFAULT_REGION=eu-central-1 cfn-lint template.yaml
 	$(call with,lint) AWS_DEFAULT_REGION=eu-central-1 SAM_CLI_TELEMETRY=0 sam validate --lint
 	$(call with,lint) python tests/template/check

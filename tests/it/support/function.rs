@@ -238,10 +238,14 @@ pub fn signal(name: &str, process: u32) {
     assert!(kill.unwrap().success());
 }
 
-/// The binary as it is deployed, built if need be.
+/// The binary as it is deployed: the one that `make` names, which comes from `sam build`; without
+/// `make`, one that is built here if need be.
 pub fn release_binary() -> &'static PathBuf {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
+        if let Some(binary) = std::env::var_os("FUNCTION_BINARY") {
+            return binary.into();
+        }
         let build = Command::new(env!("CARGO"))
             .args(["build", "--release", "--locked", "--quiet"])
             .current_dir(project())
