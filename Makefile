@@ -5,7 +5,7 @@
 SHELL := /usr/bin/env bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test soak lint bench build
+.PHONY: help demo serve test soak lint bench build release
 
 # Finds or installs Rust; where rustup has just been installed, its folder is not on PATH yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -50,6 +50,10 @@ build:                 ## Build what sam deploys, in .aws-sam
 	$(call with,lint) AWS_DEFAULT_REGION=eu-central-1 SAM_CLI_TELEMETRY=0 sam build \
 	    --parameter-overrides Architecture=$$(uname -m | sed s/aarch64/arm64/)
 
+release:               ## Build what is released from the last commit, twice, and compare (ten minutes)
+	@$(rust)
+	@$(call with,lint) python tests/release/run
+
 # The function is the release binary whatever the bench is built with. Its data sets take minutes to make and
 # some 2 GB; they are kept in a folder that also PostgreSQL's own user can enter.
 bench: export BENCH_DATA ?= /var/tmp/synapse-media-usage-bench
@@ -71,3 +75,5 @@ lint:                  ## Run the checks that read but do not run the code
 	$(call with,lint) AWS_DEFAULT_REGION=eu-central-1 cfn-lint template.yaml
 	$(call with,lint) AWS_DEFAULT_REGION=eu-central-1 SAM_CLI_TELEMETRY=0 sam validate --lint
 	$(call with,lint) python tests/template/check
+	@echo "== bill of materials"
+	$(call with,lint) python tests/release/check
