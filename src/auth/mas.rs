@@ -64,14 +64,15 @@ type Key = [u8; 32];
 /// What MAS says of a token.
 #[derive(Debug, Clone)]
 pub struct Introspection {
-    key: Key,
-    scope: BTreeSet<String>,
-    username: Option<String>,
+    /// What the token is good for.
+    pub scope: BTreeSet<String>,
+    /// The localpart of its user.
+    pub username: Option<String>,
     device_id: Option<String>,
     /// When it was asked for, as Unix time in ms.
     at_ms: i64,
     /// When the token ends, likewise; `None` is never.
-    until_ms: Option<i64>,
+    pub until_ms: Option<i64>,
 }
 
 /// The answer (RFC 7662, section 2.2), and MAS's own `device_id`. Of other fields nothing is
@@ -127,11 +128,9 @@ impl Mas {
         token: &AccessToken,
         now_ms: i64,
     ) -> Result<Introspection, Error> {
-        let mut key = [0; 32];
-        key.copy_from_slice(digest(&SHA256, token.0.as_bytes()).as_ref());
-        let introspection = match self.remembered(&key, now_ms) {
+        let introspection = match self.remembered(token, now_ms) {
             Some(introspection) => introspection,
-            None => self.ask(token, key, now_ms).await?,
+            None => self.ask(token, now_ms).await?,
         };
         if introspection.until_ms.is_some_and(|until_ms| until_ms <= now_ms) {
             return Err(Error::TokenNotActive);
@@ -139,12 +138,7 @@ impl Mas {
         Ok(introspection)
     }
 
-    async fn ask(
-        &self,
-        token: &AccessToken,
-        key: Key,
-        now_ms: i64,
-    ) -> Result<Introspection, Error> {
+    async fn ask(&self, token: &AccessToken, now_ms: i64) -> Result<Introspection, Error> {
         let secret = self.secret(None).await?;
         let mut answer = self.send(token, &secret).await?;
         if matches!(answer.0, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
@@ -154,32 +148,8 @@ impl Mas {
             let secret = self.secret(Some(&secret)).await?;
             answer = self.send(token, &secret).await?;
         }
-        let (status, body) = answer;
-        if !status.is_success() {
-            return Err(failed(format!("it answered with status {status}")));
-        }
-        let answer: Answer = serde_json::from_slice(&body)
-            .map_err(|_| failed("its answer is no introspection".to_owned()))?;
-        let until_ms = match answer.expires_in {
-            None => None,
-            Some(seconds) => Some(
-                until_ms(seconds.get(), now_ms)
-                    .ok_or_else(|| failed("expires_in is no integer".to_owned()))?,
-            ),
-        };
-        if !answer.active {
-            return Err(Error::TokenNotActive);
-        }
-        let scope = answer.scope.unwrap_or_default();
-        let introspection = Introspection {
-            key,
-            scope: scope.split(' ').filter(|item| !item.is_empty()).map(str::to_owned).collect(),
-            username: answer.username,
-            device_id: answer.device_id,
-            at_ms: now_ms,
-            until_ms,
-        };
-        self.remember(&introspection);
+        let introspection = Introspection::read(answer.0, &answer.1, now_ms)?;
+        self.remember(token, &introspection);
         Ok(introspection)
     }
 
@@ -225,33 +195,34 @@ impl Mas {
         Ok(bearer)
     }
 
-    fn remembered(&self, key: &Key, now_ms: i64) -> Option<Introspection> {
+    fn remembered(&self, token: &AccessToken, now_ms: i64) -> Option<Introspection> {
         let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
-        let introspection = remembered.get(key)?;
+        let key = key(token);
+        let introspection = remembered.get(&key)?;
         // One of the future is of a clock that was set back.
         let age_ms = now_ms.checked_sub(introspection.at_ms).filter(|age_ms| *age_ms >= 0);
         if age_ms.is_none_or(|age_ms| age_ms >= self.config.cache_ms) {
-            remembered.remove(key);
+            remembered.remove(&key);
             return None;
         }
         Some(introspection.clone())
     }
 
     /// Only of active tokens, so that a flood of bad ones fills nothing.
-    fn remember(&self, introspection: &Introspection) {
+    fn remember(&self, token: &AccessToken, introspection: &Introspection) {
         let length: usize = introspection.scope.iter().map(String::len).sum();
         if self.config.cache_ms > 0 && length <= LONGEST_SCOPE {
             let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
             if remembered.len() >= MOST_REMEMBERED {
                 remembered.clear();
             }
-            remembered.insert(introspection.key, introspection.clone());
+            remembered.insert(key(token), introspection.clone());
         }
     }
 
-    fn forget(&self, introspection: &Introspection) {
+    fn forget(&self, token: &AccessToken) {
         let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
-        remembered.remove(&introspection.key);
+        remembered.remove(&key(token));
     }
 
     /// Whether the holder of a token that was introspected is an admin, at the Unix time `now_ms`,
@@ -297,7 +268,7 @@ impl Mas {
         };
         if let Some(absent) = absent {
             // The homeserver asks MAS anew, and its primary database.
-            self.forget(introspection);
+            self.forget(token);
             let Some(homeserver) = homeserver else { return Err(absent) };
             // What is odd in the introspection is odd for the homeserver too.
             let device_id = device_id?;
@@ -317,9 +288,44 @@ impl Mas {
 }
 
 impl Introspection {
+    /// Reads MAS's answer, that came at the Unix time `now_ms`, in ms.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TokenNotActive`]; [`Error::IntrospectionFailed`] for what is no introspection.
+    pub fn read(status: StatusCode, body: &[u8], now_ms: i64) -> Result<Self, Error> {
+        if !status.is_success() {
+            return Err(failed(format!("it answered with status {status}")));
+        }
+        let answer: Answer = serde_json::from_slice(body)
+            .map_err(|_| failed("its answer is no introspection".to_owned()))?;
+        let until_ms = match answer.expires_in {
+            None => None,
+            Some(seconds) => Some(
+                until_ms(seconds.get(), now_ms)
+                    .ok_or_else(|| failed("expires_in is no integer".to_owned()))?,
+            ),
+        };
+        if !answer.active {
+            return Err(Error::TokenNotActive);
+        }
+        let scope = answer.scope.unwrap_or_default();
+        Ok(Self {
+            scope: scope.split(' ').filter(|item| !item.is_empty()).map(str::to_owned).collect(),
+            username: answer.username,
+            device_id: answer.device_id,
+            at_ms: now_ms,
+            until_ms,
+        })
+    }
+
     /// The device that the token is of: the one that MAS names, else that of the scope. A token
     /// need not be of any.
-    fn device_id(&self) -> Result<Option<String>, Error> {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::MultipleDeviceIds`], [`Error::InvalidDeviceId`].
+    pub fn device_id(&self) -> Result<Option<String>, Error> {
         let device_id = if let Some(device_id) = &self.device_id {
             device_id.as_str()
         } else {
@@ -342,6 +348,12 @@ impl Introspection {
     }
 }
 
+fn key(token: &AccessToken) -> Key {
+    let mut key = [0; 32];
+    key.copy_from_slice(digest(&SHA256, token.0.as_bytes()).as_ref());
+    key
+}
+
 fn failed(cause: String) -> Error {
     Error::IntrospectionFailed { cause }
 }
@@ -362,7 +374,6 @@ mod tests {
 
     fn introspection(scope: &str, device_id: Option<&str>) -> Introspection {
         Introspection {
-            key: [0; 32],
             scope: scope.split(' ').map(str::to_owned).collect(),
             username: None,
             device_id: device_id.map(str::to_owned),
