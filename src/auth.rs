@@ -40,10 +40,8 @@ mod mas;
 
 use lambda_http::http::{HeaderMap, header::AUTHORIZATION};
 
-use self::{
-    homeserver::Homeserver,
-    mas::{Introspection, Mas},
-};
+pub use self::mas::Introspection;
+use self::{homeserver::Homeserver, mas::Mas};
 use crate::{config::Authentication, error::Error, postgres::Connection, query::Args};
 
 /// An access token as the request carries it. It has no `Display` and its `Debug` shows nothing.
@@ -73,6 +71,12 @@ impl AccessToken {
             return Err(Error::UnknownToken);
         }
         Ok(Self(token.to_owned()))
+    }
+
+    /// The token, to be looked up and for nothing else.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
     }
 }
 
