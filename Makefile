@@ -5,7 +5,7 @@
 SHELL := /usr/bin/env bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test soak lint bench build release
+.PHONY: help demo serve test soak fuzz lint bench build release
 
 # Finds or installs Rust; where rustup has just been installed, its folder is not on PATH yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -42,6 +42,12 @@ soak: export SOAK_CRASHES ?= 20
 soak: build            ## Break the connection to the database in 1200 random ways (two minutes)
 	cargo test --locked --test it -- soak --nocapture
 
+# FUZZ_TARGETS="query headers" runs only those.
+fuzz: export FUZZ_SECONDS ?= 600
+fuzz:                  ## Throw mutated requests, events and introspections at what reads them (ten minutes each of 4)
+	@$(rust)
+	$(call with,fuzz) tests/fuzz/run $(FUZZ_TARGETS)
+
 # For this machine's architecture; the group "lint" holds sam, cargo-lambda and zig together.
 build:                 ## Build what sam deploys, in .aws-sam
 	@$(rust)
@@ -67,11 +73,14 @@ lint:                  ## Run the checks that read but do not run the code
 	cargo fmt --check
 	cargo clippy --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items --locked
+	@echo "== the fuzz targets, likewise"
+	cargo fmt --check --manifest-path tests/fuzz/Cargo.toml
+	cargo clippy --manifest-path tests/fuzz/Cargo.toml --no-default-features --locked --target-dir "$${CARGO_TARGET_DIR:-target}" -- -D warnings
 	@echo "== dependencies: bans, licences, sources; unused ones"
 	$(call with,lint) cargo deny --locked check bans licenses sources
 	$(call with,lint) cargo shear
 	@echo "== scripts and template"
-	$(call with,lint) shellcheck tests/tools/{debian,pgbouncer,postgres,reverse-proxy,rust,venv} tests/release/rustflags .ci/run
+	$(call with,lint) shellcheck tests/tools/{debian,pgbouncer,postgres,reverse-proxy,rust,venv} tests/fuzz/run tests/release/rustflags .ci/run
 	$(call with,lint) AWS_DEFAULT_REGION=eu-central-1 cfn-lint template.yaml
 	$(call with,lint) AWS_DEFAULT_REGION=eu-central-1 SAM_CLI_TELEMETRY=0 sam validate --lint
 	$(call with,lint) python tests/template/check
