@@ -29,7 +29,7 @@
 //!   (`whoami::tokens_that_no_header_can_carry_are_never_sent`).
 //! - With many bad tokens: one lookup each in the replica's index, at most ten questions at once
 //!   and one a second to the homeserver for each execution environment, one introspection each
-//!   for MAS, whose own limits hold; the gateway's throttling is before all of it
+//!   for MAS (two while its secret is being rotated); the gateway's throttling is before all of it
 //!   (`whoami::a_flood_of_unknown_tokens_stays_here`).
 //! - By timing: the lookup compares in the server's index, as Synapse's does.
 //! - In the log: no token, secret or digest (`auth::neither_tokens_nor_secrets_nor_digests_are_logged_at_any_level`).
@@ -39,9 +39,14 @@ mod internal;
 mod mas;
 
 use lambda_http::http::{HeaderMap, header::AUTHORIZATION};
+use serde::Deserialize;
+use tokio::sync::OnceCell;
 
 pub use self::mas::Introspection;
-use self::{homeserver::Homeserver, mas::Mas};
+use self::{
+    homeserver::{Homeserver, Owner},
+    mas::Mas,
+};
 use crate::{config::Authentication, error::Error, postgres::Connection, query::Args};
 
 /// An access token as the request carries it. It has no `Display` and its `Debug` shows nothing.
@@ -101,6 +106,29 @@ fn bearer_token(authorization: &[u8]) -> Result<&[u8], Error> {
 #[derive(Debug)]
 pub struct Admin(());
 
+impl Claim {
+    /// Whose token it is by the word of the homeserver, at the Unix time `now_ms`, in ms. Through a
+    /// pooler the session that was lent goes back while the homeserver is asked.
+    async fn owner(
+        &self,
+        connection: &mut Connection,
+        homeserver: &Homeserver,
+        now_ms: i64,
+    ) -> Result<&Owner, Error> {
+        if self.owner.get().is_none() {
+            connection.end().await?;
+            self.owner.get_or_try_init(|| homeserver.whoami(&self.token, now_ms)).await?;
+            connection.begin().await?;
+        }
+        self.owner.get().ok_or(Error::ReplicaBehind)
+    }
+}
+
+/// Reads a JSON object, and nothing else: serde also takes a list of its values for one.
+fn object<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Option<T> {
+    json.trim_ascii_start().starts_with(b"{").then(|| serde_json::from_slice(json).ok())?
+}
+
 /// Knows who is an admin.
 #[derive(Debug)]
 pub struct Authenticator {
@@ -118,11 +146,13 @@ enum Backend {
     Mas(Box<Mas>),
 }
 
-/// A token, and what is known of it before the database is asked.
+/// A token, and what is known of it.
 #[derive(Debug)]
 pub struct Claim {
     token: AccessToken,
     introspection: Option<Introspection>,
+    /// Whose it is by the word of the homeserver, which is asked once at most.
+    owner: OnceCell<Owner>,
 }
 
 impl Authenticator {
@@ -162,7 +192,13 @@ impl Authenticator {
             Backend::Internal { .. } => None,
             Backend::Mas(mas) => Some(mas.introspect(&token, now_ms).await?),
         };
-        Ok(Claim { token, introspection })
+        Ok(Claim { token, introspection, owner: OnceCell::new() })
+    }
+
+    /// Whether it was the homeserver that was waited for when a request was given up.
+    #[must_use]
+    pub fn waits_for_homeserver(&self) -> bool {
+        self.homeserver.as_ref().is_some_and(Homeserver::is_asked)
     }
 
     /// Checks a claim at the Unix time `now_ms`, in ms.
@@ -177,13 +213,13 @@ impl Authenticator {
         claim: &Claim,
         now_ms: i64,
     ) -> Result<Admin, Error> {
-        let (token, homeserver) = (&claim.token, self.homeserver.as_ref());
+        let homeserver = self.homeserver.as_ref();
         match (&self.backend, &claim.introspection) {
             (Backend::Internal { account_validity }, _) => {
-                internal::admin(connection, token, homeserver, *account_validity, now_ms).await
+                internal::admin(connection, claim, homeserver, *account_validity, now_ms).await
             }
             (Backend::Mas(mas), Some(introspection)) => {
-                mas.admin(connection, token, introspection, homeserver, now_ms).await
+                mas.admin(connection, claim, introspection, homeserver, now_ms).await
             }
             // `claim` introspects.
             (Backend::Mas(_), None) => Err(Error::TokenNotActive),

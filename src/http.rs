@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::{Request, StatusCode, body::Bytes};
+use hyper::{
+    Request, StatusCode,
+    body::Bytes,
+    header::{HeaderValue, USER_AGENT},
+};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
     client::legacy::{self, connect::HttpConnector},
@@ -13,7 +17,7 @@ use hyper_util::{
 use crate::error::chain;
 
 /// How long an answer may take, connecting included.
-const TIMEOUT: Duration = Duration::from_secs(5);
+pub const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long an answer may be, in bytes.
 const MOST_BYTES: usize = 1024 * 1024;
@@ -48,7 +52,12 @@ impl Client {
     /// # Errors
     ///
     /// What went wrong, for the log and without a word of question or answer, if there is no whole answer of at most 1 MiB within 5 s.
-    pub async fn send(&self, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), String> {
+    pub async fn send(
+        &self,
+        mut request: Request<Full<Bytes>>,
+    ) -> Result<(StatusCode, Bytes), String> {
+        // Firewalls refuse what does not say who it is.
+        request.headers_mut().insert(USER_AGENT, HeaderValue::from_static(env!("CARGO_PKG_NAME")));
         let exchange = async {
             let answer = self.0.request(request).await.map_err(|error| chain(&error))?;
             let status = answer.status();

@@ -199,10 +199,16 @@ impl Connector {
         *lock(&self.idle) = Some(connection);
     }
 
+    /// How much of the time until the end of its invocation a request may take.
+    #[must_use]
+    pub fn time_until(&self, time_left: Duration) -> Duration {
+        time_left.saturating_sub(MARGIN.min(time_left / 2))
+    }
+
     /// How long a request may take that has `time_left` until the end of its invocation.
     #[must_use]
     pub fn patience(&self, time_left: Duration) -> Duration {
-        self.patience.min(time_left.saturating_sub(MARGIN.min(time_left / 2)))
+        self.patience.min(self.time_until(time_left))
     }
 
     /// Cancels the statement under way, on a new connection that is kept in place of this one.

@@ -181,10 +181,23 @@ impl Parts {
         now: Now,
         progress: &mut Progress,
     ) -> Result<String, Error> {
-        let patience = self.connector.patience(now.time_left);
+        // MAS has its own time, and only the database's is the database's.
+        let start = Instant::now();
+        let claim = self.authenticator.claim(token, now.unix_ms);
+        let claim = tokio::time::timeout(self.connector.time_until(now.time_left), claim)
+            .await
+            .unwrap_or_else(|_| {
+                let cause = "no answer before the end of the invocation".to_owned();
+                Err(Error::IntrospectionFailed { cause })
+            })?;
+        let patience = self.connector.patience(now.time_left.saturating_sub(start.elapsed()));
         let mut held = None;
-        let ask = self.ask(&mut held, token, args, budget, now, progress);
+        let ask = self.ask(&mut held, claim, args, budget, now, progress);
         let Ok(body) = tokio::time::timeout(patience, ask).await else {
+            if self.authenticator.waits_for_homeserver() {
+                let cause = "no answer before the end of the invocation".to_owned();
+                return Err(Error::HomeserverUnavailable { cause });
+            }
             if let Some(connection) = held {
                 self.connector.cancel(connection, now.unix_ms).await;
             }
@@ -204,13 +217,12 @@ impl Parts {
     async fn ask(
         &self,
         held: &mut Option<Connection>,
-        token: AccessToken,
+        claim: Claim,
         args: &Args,
         budget: Budget,
         now: Now,
         progress: &mut Progress,
     ) -> Result<String, Error> {
-        let claim = self.authenticator.claim(token, now.unix_ms).await?;
         progress.database_since = Some(Instant::now());
         let answers_by = Connector::answers_by();
         let connection = match self.connector.idle() {

@@ -1,6 +1,9 @@
 //! Tokens, users and devices that the replica does not know: whether the homeserver does.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{
+    Mutex, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
 
 use http_body_util::Full;
 use hyper::{
@@ -10,7 +13,7 @@ use hyper::{
 use serde::Deserialize;
 use url::Url;
 
-use super::AccessToken;
+use super::{AccessToken, object};
 use crate::{error::Error, http::Client};
 
 /// How many questions may be asked at once.
@@ -19,12 +22,17 @@ const MOST_QUESTIONS: i64 = 10;
 /// After how long another question may be asked, in ms.
 const MS_A_QUESTION: i64 = 1000;
 
+/// How much of its text is passed on, in characters.
+const LONGEST_MESSAGE: usize = 1000;
+
 /// The homeserver itself.
 #[derive(Debug)]
 pub struct Homeserver {
     client: Client,
     whoami: String,
     questions: Mutex<Questions>,
+    /// Whether an answer is waited for.
+    is_asked: AtomicBool,
 }
 
 /// Whose token it is (spec: client-server API, `GET /_matrix/client/v3/account/whoami`).
@@ -40,7 +48,6 @@ pub struct Owner {
 #[derive(Deserialize)]
 struct Refusal {
     errcode: String,
-    #[serde(default)]
     error: String,
     soft_logout: Option<bool>,
 }
@@ -57,7 +64,13 @@ impl Homeserver {
             client: Client::new()?,
             whoami: format!("{base}/_matrix/client/v3/account/whoami"),
             questions: Mutex::new(Questions { left: MOST_QUESTIONS, at_ms: 0 }),
+            is_asked: AtomicBool::new(false),
         })
+    }
+
+    /// Whether an answer is waited for, or was when the request was given up.
+    pub fn is_asked(&self) -> bool {
+        self.is_asked.swap(false, Ordering::Relaxed)
     }
 
     /// Whose token it is, at the Unix time `now_ms`, in ms.
@@ -83,19 +96,25 @@ impl Homeserver {
             .header(AUTHORIZATION, bearer)
             .body(Full::default())
             .map_err(|error| unavailable(error.to_string()))?;
-        let (status, body) = self.client.send(request).await.map_err(unavailable)?;
+        self.is_asked.store(true, Ordering::Relaxed);
+        let answer = self.client.send(request).await;
+        self.is_asked.store(false, Ordering::Relaxed);
+        let (status, body) = answer.map_err(unavailable)?;
         let rubbish = || unavailable(format!("its answer, status {status}, cannot be understood"));
         match status {
-            StatusCode::OK => serde_json::from_slice(&body).map_err(|_| rubbish()),
+            StatusCode::OK => object(&body)
+                // No text in PostgreSQL can have a NUL.
+                .filter(|owner: &Owner| !owner.user_id.contains('\0'))
+                .ok_or_else(rubbish),
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                let refusal: Refusal = serde_json::from_slice(&body).map_err(|_| rubbish())?;
+                let refusal: Refusal = object(&body).ok_or_else(rubbish)?;
                 if !is_errcode(&refusal.errcode) {
                     return Err(rubbish());
                 }
                 Err(Error::HomeserverRefused {
                     status: status.as_u16(),
                     errcode: refusal.errcode,
-                    message: refusal.error,
+                    message: refusal.error.chars().take(LONGEST_MESSAGE).collect(),
                     soft_logout: refusal.soft_logout,
                 })
             }
@@ -108,7 +127,7 @@ impl Homeserver {
 fn is_errcode(text: &str) -> bool {
     let of_errcode =
         |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || b"_.".contains(&byte);
-    (1..=100).contains(&text.len()) && text.bytes().all(of_errcode)
+    (1..=100).contains(&text.len()) && text.contains('_') && text.bytes().all(of_errcode)
 }
 
 fn unavailable(cause: String) -> Error {

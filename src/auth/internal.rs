@@ -2,7 +2,7 @@
 
 use sqlx::Row;
 
-use super::{AccessToken, Admin, homeserver::Homeserver};
+use super::{Admin, Claim, homeserver::Homeserver};
 use crate::{
     error::Error,
     postgres::{Connection, failure},
@@ -11,13 +11,13 @@ use crate::{
 
 pub(super) async fn admin(
     connection: &mut Connection,
-    token: &AccessToken,
+    claim: &Claim,
     homeserver: Option<&Homeserver>,
     account_validity: bool,
     now_ms: i64,
 ) -> Result<Admin, Error> {
     let column = |error: sqlx::Error| failure("reading the user of an access token", &error);
-    let query = sqlx::query(statement::ACCESS_TOKEN).bind(&token.0);
+    let query = sqlx::query(statement::ACCESS_TOKEN).bind(&claim.token.0);
     let user = match (connection.row("looking up an access token", query).await?, homeserver) {
         (Some(user), _) => {
             let valid_until_ms: Option<i64> = user.try_get("valid_until_ms").map_err(column)?;
@@ -29,10 +29,7 @@ pub(super) async fn admin(
         (None, None) => return Err(Error::UnknownToken),
         // One of the last seconds, an application service's, or none at all.
         (None, Some(homeserver)) => {
-            let owner = homeserver.whoami(token, now_ms).await?;
-            if owner.user_id.contains('\0') {
-                return Err(Error::UnknownToken);
-            }
+            let owner = claim.owner(connection, homeserver, now_ms).await?;
             let query = sqlx::query(statement::USER).bind(&owner.user_id);
             // Nobody but the replica says who is an admin.
             connection.row("looking up a user", query).await?.ok_or(Error::ReplicaBehind)?

@@ -19,7 +19,7 @@ use sqlx::Row;
 use tokio::sync::Mutex as AsyncMutex;
 use url::form_urlencoded;
 
-use super::{AccessToken, Admin, homeserver::Homeserver};
+use super::{AccessToken, Admin, Claim, homeserver::Homeserver, object};
 use crate::{
     aws::{Aws, Failure, Stage},
     config::{MasConfig, MasSecret},
@@ -43,8 +43,8 @@ const ADMIN: &str = "urn:synapse:admin:*";
 /// How many introspections are remembered at most.
 const MOST_REMEMBERED: usize = 1000;
 
-/// How long the scope of one may be, in bytes.
-const LONGEST_SCOPE: usize = 4096;
+/// How long the texts of one may be, in bytes.
+const MOST_BYTES: usize = 4096;
 
 /// Matrix Authentication Service.
 #[derive(Debug)]
@@ -145,8 +145,10 @@ impl Mas {
             && self.aws.is_some()
         {
             // The secret was rotated since it was read.
-            let secret = self.secret(Some(&secret)).await?;
-            answer = self.send(token, &secret).await?;
+            let renewed = self.secret(Some(&secret)).await?;
+            if renewed != secret {
+                answer = self.send(token, &renewed).await?;
+            }
         }
         let introspection = Introspection::read(answer.0, &answer.1, now_ms)?;
         self.remember(token, &introspection);
@@ -210,8 +212,9 @@ impl Mas {
 
     /// Only of active tokens, so that a flood of bad ones fills nothing.
     fn remember(&self, token: &AccessToken, introspection: &Introspection) {
-        let length: usize = introspection.scope.iter().map(String::len).sum();
-        if self.config.cache_ms > 0 && length <= LONGEST_SCOPE {
+        let texts = introspection.scope.iter().chain(&introspection.username);
+        let length: usize = texts.chain(&introspection.device_id).map(String::len).sum();
+        if self.config.cache_ms > 0 && length <= MOST_BYTES {
             let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
             if remembered.len() >= MOST_REMEMBERED {
                 remembered.clear();
@@ -235,7 +238,7 @@ impl Mas {
     pub async fn admin(
         &self,
         connection: &mut Connection,
-        token: &AccessToken,
+        claim: &Claim,
         introspection: &Introspection,
         homeserver: Option<&Homeserver>,
         now_ms: i64,
@@ -268,11 +271,11 @@ impl Mas {
         };
         if let Some(absent) = absent {
             // The homeserver asks MAS anew, and its primary database.
-            self.forget(token);
+            self.forget(&claim.token);
             let Some(homeserver) = homeserver else { return Err(absent) };
             // What is odd in the introspection is odd for the homeserver too.
             let device_id = device_id?;
-            let owner = homeserver.whoami(token, now_ms).await?;
+            let owner = claim.owner(connection, homeserver, now_ms).await?;
             if owner.user_id != user_id || owner.device_id != device_id {
                 let cause = "it names another user or device than MAS".to_owned();
                 return Err(Error::HomeserverUnavailable { cause });
@@ -297,8 +300,8 @@ impl Introspection {
         if !status.is_success() {
             return Err(failed(format!("it answered with status {status}")));
         }
-        let answer: Answer = serde_json::from_slice(body)
-            .map_err(|_| failed("its answer is no introspection".to_owned()))?;
+        let answer: Answer =
+            object(body).ok_or_else(|| failed("its answer is no introspection".to_owned()))?;
         let until_ms = match answer.expires_in {
             None => None,
             Some(seconds) => Some(

@@ -2,8 +2,8 @@
 -- well. Asked when a statement was refused, because the server's message names no column, and calls
 -- a table that the role may not see one that does not exist. role.sql grants all of it.
 --
--- $1 text: the server's message. The last two tables are read only with MAS_ENDPOINT and
--- ACCOUNT_VALIDITY, and count only if it names them.
+-- $1 text: the server's message. access_tokens is not read with MAS_ENDPOINT, devices only then, and
+-- account_validity only with ACCOUNT_VALIDITY: they count only if it names them.
 WITH needed("table", "column") AS (
     VALUES ('users', 'name'), ('users', 'admin'), ('users', 'is_guest'), ('users', 'locked'),
            ('access_tokens', 'token'), ('access_tokens', 'user_id'),
@@ -25,7 +25,7 @@ WITH needed("table", "column") AS (
            LEFT JOIN pg_attribute
                   ON pg_attribute.attrelid = to_regclass(needed."table")
                  AND pg_attribute.attname = needed."column" AND NOT pg_attribute.attisdropped
-     WHERE needed."table" NOT IN ('devices', 'account_validity') OR strpos($1, needed."table") > 0
+     WHERE needed."table" NOT IN ('access_tokens', 'devices', 'account_validity') OR strpos($1, needed."table") > 0
 ), missing AS (
     SELECT CASE
                WHEN oid IS NULL AND closed_schema IS NOT NULL
