@@ -13,6 +13,9 @@ use synapse_media_usage::{
     service::{Now, Service},
 };
 
+/// The longest that an invocation can take (Lambda quotas).
+const LONGEST: Duration = Duration::from_secs(15 * 60);
+
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), lambda_runtime::Error> {
     log::init();
@@ -23,8 +26,11 @@ async fn main() -> Result<(), lambda_runtime::Error> {
     lambda_runtime::spawn_graceful_shutdown_handler(|| service.close()).await;
     lambda_runtime::run(service_fn(|event: LambdaEvent<Event>| async move {
         let unix_ms = unix_time_ms();
-        let time_left = event.context.deadline.saturating_sub(unix_ms.unsigned_abs());
-        let now = Now { unix_ms, time_left: Duration::from_millis(time_left) };
+        // A deadline that has passed is none: Lambda sends no such event, and `cargo lambda watch`
+        // only such.
+        let time_left = event.context.deadline.checked_sub(unix_ms.unsigned_abs());
+        let time_left = time_left.filter(|ms| *ms > 0).map_or(LONGEST, Duration::from_millis);
+        let now = Now { unix_ms, time_left };
         Ok::<_, Infallible>(service.answer(event.payload, &event.context.request_id, now).await)
     }))
     .await
