@@ -14,7 +14,7 @@ use synapse_media_usage::{
 };
 
 /// The longest that an invocation can take (Lambda quotas).
-const LONGEST: Duration = Duration::from_secs(15 * 60);
+const LONGEST: Duration = Duration::from_mins(15);
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), lambda_runtime::Error> {
