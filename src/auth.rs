@@ -124,9 +124,11 @@ impl Claim {
     }
 }
 
-/// Reads a JSON object, and nothing else: serde also takes a list of its values for one.
+/// Reads a JSON object, and nothing else: serde also takes a list of its values for one, and looks
+/// for UTF-8 only in the fields that are asked for.
 fn object<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Option<T> {
-    json.trim_ascii_start().starts_with(b"{").then(|| serde_json::from_slice(json).ok())?
+    let json = str::from_utf8(json).ok()?;
+    json.trim_ascii_start().starts_with('{').then(|| serde_json::from_str(json).ok())?
 }
 
 /// Knows who is an admin.

@@ -80,6 +80,7 @@ fn rubbish() -> Vec<Reply> {
         Answer::new(200, ""),
         Answer::new(200, "<html>Log in</html>"),
         Answer::new(200, b"{\"user_id\":\"@admin\xff:example.com\"}".as_slice()),
+        Answer::new(200, b"{\"user_id\":\"@admin:example.com\",\"x\":\"\xff\"}".as_slice()),
         Answer::new(204, ""),
         // A firewall's or a proxy's, and none of them knows the token.
         refusal_of(""),
