@@ -199,8 +199,8 @@ impl Authenticator {
 
     /// Whether it was the homeserver that was waited for when a request was given up.
     #[must_use]
-    pub fn waits_for_homeserver(&self) -> bool {
-        self.homeserver.as_ref().is_some_and(Homeserver::is_asked)
+    pub fn waited_for_homeserver(&self) -> bool {
+        self.homeserver.as_ref().is_some_and(Homeserver::take_asked)
     }
 
     /// Checks a claim at the Unix time `now_ms`, in ms.
@@ -223,8 +223,10 @@ impl Authenticator {
             (Backend::Mas(mas), Some(introspection)) => {
                 mas.admin(connection, claim, introspection, homeserver, now_ms).await
             }
-            // `claim` introspects.
-            (Backend::Mas(_), None) => Err(Error::TokenNotActive),
+            // `claim` introspects. If it had not, that would be no fault of the token.
+            (Backend::Mas(_), None) => {
+                Err(Error::IntrospectionFailed { cause: "nobody has asked MAS".to_owned() })
+            }
         }
     }
 }

@@ -51,7 +51,8 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// What went wrong, for the log and without a word of question or answer, if there is no whole answer of at most 1 MiB within 5 s.
+    /// What went wrong, for the log and without a word of question or answer, if there is no whole
+    /// answer of at most 1 MiB within 5 s.
     pub async fn send(
         &self,
         mut request: Request<Full<Bytes>>,

@@ -180,7 +180,7 @@ impl Connector {
         };
         if self.database.pooler {
             // What follows holds until the end of the transaction, and is gone with it.
-            let mut begin = "BEGIN READ ONLY".to_owned();
+            let mut begin = statement::BEGIN.to_owned();
             for (name, value) in &self.settings {
                 let _ = write!(begin, "; SET LOCAL {name} = '{value}'");
             }
@@ -199,16 +199,10 @@ impl Connector {
         *lock(&self.idle) = Some(connection);
     }
 
-    /// How much of the time until the end of its invocation a request may take.
-    #[must_use]
-    pub fn time_until(&self, time_left: Duration) -> Duration {
-        time_left.saturating_sub(MARGIN.min(time_left / 2))
-    }
-
     /// How long a request may take that has `time_left` until the end of its invocation.
     #[must_use]
     pub fn patience(&self, time_left: Duration) -> Duration {
-        self.patience.min(self.time_until(time_left))
+        self.patience.min(usable(time_left))
     }
 
     /// Cancels the statement under way, on a new connection that is kept in place of this one.
@@ -220,7 +214,7 @@ impl Connector {
         }
         let cancel = async {
             let mut other = self.connect(now_ms, Instant::now() + CANCEL_TIMEOUT).await?;
-            sqlx::query("SELECT pg_cancel_backend($1)")
+            sqlx::query(statement::CANCEL)
                 .persistent(false)
                 .bind(connection.pid)
                 .execute(&mut other.session)
@@ -285,7 +279,7 @@ impl Connection {
     pub async fn end(&mut self) -> Result<(), Error> {
         if self.begin.is_some() {
             self.pid = 0;
-            let end = sqlx::raw_sql("COMMIT").execute(&mut self.session).await;
+            let end = sqlx::raw_sql(statement::COMMIT).execute(&mut self.session).await;
             end.map_err(|error| failure("ending a transaction", &error))?;
         }
         Ok(())
@@ -327,6 +321,12 @@ impl Connection {
         self.small = session.try_get("small")?;
         Ok(())
     }
+}
+
+/// How much of the time that is left of an invocation a request may take.
+#[must_use]
+pub fn usable(time_left: Duration) -> Duration {
+    time_left.saturating_sub(MARGIN.min(time_left / 2))
 }
 
 /// The settings of a session: it can only read, its statements end after the configured time.

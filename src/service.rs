@@ -17,7 +17,7 @@ use crate::{
     event::{Answer, Event, Kind, RawQuery},
     media_usage::media_usage,
     page::Budget,
-    postgres::{Connection, Connector},
+    postgres::{self, Connection, Connector},
     query::{Args, MediaUsageQuery},
     report::{Progress, Report},
 };
@@ -184,7 +184,7 @@ impl Parts {
         // MAS has its own time, and only the database's is the database's.
         let start = Instant::now();
         let claim = self.authenticator.claim(token, now.unix_ms);
-        let claim = tokio::time::timeout(self.connector.time_until(now.time_left), claim)
+        let claim = tokio::time::timeout(postgres::usable(now.time_left), claim)
             .await
             .unwrap_or_else(|_| {
                 let cause = "no answer before the end of the invocation".to_owned();
@@ -194,7 +194,7 @@ impl Parts {
         let mut held = None;
         let ask = self.ask(&mut held, claim, args, budget, now, progress);
         let Ok(body) = tokio::time::timeout(patience, ask).await else {
-            if self.authenticator.waits_for_homeserver() {
+            if self.authenticator.waited_for_homeserver() {
                 let cause = "no answer before the end of the invocation".to_owned();
                 return Err(Error::HomeserverUnavailable { cause });
             }

@@ -1,7 +1,8 @@
 //! The closed list of every SQL text that this program can send, and which one answers a query.
 //!
 //! A text is put together at compile time from a file in `sql/` and an order; values are only
-//! ever bound. What reaches the database is therefore one of the constants here.
+//! ever bound. What reaches the database is therefore one of the constants here; through a pooler
+//! [`BEGIN`] is followed by the session's settings, which are `postgres.rs`'s own.
 
 use const_format::str_replace;
 use serde::Serialize;
@@ -25,6 +26,15 @@ pub const SESSION: &str = include_str!("sql/session.sql");
 
 /// Has the server notice that nobody waits for a statement any more; no parameter.
 pub const CHECK_CLIENT: &str = include_str!("sql/check_client.sql");
+
+/// Cancels a statement; one parameter, the process id of its backend.
+pub const CANCEL: &str = "SELECT pg_cancel_backend($1)";
+
+/// Begins a request's transaction, through a pooler.
+pub const BEGIN: &str = "BEGIN READ ONLY";
+
+/// Ends it.
+pub const COMMIT: &str = "COMMIT";
 
 /// What the role lacks, or the database; one parameter, the server's message.
 pub const MISSING_GRANTS: &str = include_str!("sql/missing_grants.sql");

@@ -68,8 +68,8 @@ impl Homeserver {
         })
     }
 
-    /// Whether an answer is waited for, or was when the request was given up.
-    pub fn is_asked(&self) -> bool {
+    /// Whether an answer was waited for when the request was given up. Asking this forgets it.
+    pub fn take_asked(&self) -> bool {
         self.is_asked.swap(false, Ordering::Relaxed)
     }
 

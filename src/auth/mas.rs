@@ -406,6 +406,38 @@ mod tests {
     }
 
     #[test]
+    fn an_introspection_is_an_object_with_fields_of_their_types() {
+        let read_bytes = |body: &[u8]| {
+            let introspection = Introspection::read(StatusCode::OK, body, 5);
+            introspection.map(|introspection| introspection.username)
+        };
+        let read = |body: &str| read_bytes(body.as_bytes());
+        assert_eq!(read(r#" {"active":true,"username":"a","x":[7]}"#), Ok(Some("a".to_owned())));
+        assert_eq!(read(r#"{"active":true,"username":null}"#), Ok(None));
+        assert_eq!(read(r#"{"active":false}"#), Err(Error::TokenNotActive));
+        for wrong in [
+            "",
+            "7",
+            r#"[true,"urn:matrix:client:api:* urn:synapse:admin:*","a",null,null]"#,
+            "{}",
+            r#"{"active":null}"#,
+            r#"{"active":"true"}"#,
+            r#"{"active":true,"username":7}"#,
+            r#"{"active":true,"scope":["openid"]}"#,
+            r#"{"active":false,"expires_in":"7"}"#,
+            r#"{"active":false,"active":true}"#,
+            "{\"active\":true,\"username\":\"\\ud800\"}",
+        ] {
+            let error = read(wrong).unwrap_err();
+            assert!(matches!(error, Error::IntrospectionFailed { .. }), "{wrong}: {error:?}");
+        }
+        let no_text = read_bytes(b"{\"active\":true,\"x\":\"\xff\"}");
+        assert!(matches!(no_text, Err(Error::IntrospectionFailed { .. })));
+        let failing = Introspection::read(StatusCode::BAD_GATEWAY, br#"{"active":true}"#, 5);
+        assert!(matches!(failing, Err(Error::IntrospectionFailed { .. })));
+    }
+
+    #[test]
     fn the_time_left_is_an_integer_of_any_size() {
         assert_eq!(until_ms("300", 5), Some(300_005));
         assert_eq!(until_ms("-1", 5), Some(-995));

@@ -22,6 +22,7 @@ use crate::{
         function::Function,
         gateway::Gateway,
         project,
+        proxy::Proxy,
     },
 };
 
@@ -194,4 +195,18 @@ fn a_pooler_without_a_session_to_lend_is_503() {
     });
     assert_eq!(ask(&function).0, 200);
     assert!(function.stop().contains("is the pooler out of sessions?"));
+}
+
+#[test]
+fn a_page_takes_six_round_trips() {
+    // The server itself is a pooler whose sessions are lent to nobody else.
+    let database = block_on(Database::of_conformance("synapse-94"));
+    let proxy = Proxy::start();
+    let url = proxy.url(&database);
+    let function = Function::start(&[("DATABASE_URL", &url), ("DATABASE_POOLER", "true")]);
+    assert_eq!(ask(&function).0, 200);
+    let before = proxy.round_trips();
+    assert_eq!(ask(&function).0, 200);
+    assert_eq!(proxy.round_trips() - before, 6);
+    function.stop();
 }
