@@ -260,6 +260,7 @@ fn splits_off_the_one_path(proxy: Proxy) {
     drop(surroundings);
     only_a_verified_api_is_asked(proxy);
     the_allow_list_is_for_the_one_path(proxy);
+    what_is_closed_stays_closed(proxy);
     after_the_timeout_a_browser_can_read_the_error(proxy);
 }
 
@@ -526,6 +527,40 @@ fn the_allow_list_is_for_the_one_path(proxy: Proxy) {
         assert_eq!(client.send("GET", "/_synapse/admin/v3/users", &[], "").status(), 200);
         assert_eq!(client.send("GET", &format!("{PATH}/"), &[], "").status(), 200);
     }
+}
+
+/// In front of a homeserver whose admin API is closed, only the one path is opened.
+fn what_is_closed_stays_closed(proxy: Proxy) {
+    let surroundings = Surroundings::of_conformance();
+    let close = |text: String| {
+        let (before, rule) = match proxy {
+            Proxy::Nginx => ("    location / {", "    location /_synapse/admin { deny all; }\n"),
+            Proxy::Haproxy => (
+                "    use_backend ",
+                "    http-request deny if { path_beg /_synapse/admin } !media_usage\n",
+            ),
+            Proxy::Caddy => (
+                "	@media_usage {",
+                "	handle /_synapse/admin/* {\n		respond 403\n	}\n	handle /_synapse/* {\n		respond 418\n	}\n",
+            ),
+        };
+        assert!(text.contains(before), "{text}");
+        text.replacen(before, &format!("{rule}{before}"), 1)
+    };
+    let client = surroundings.proxy(proxy, close).unwrap().ready().client;
+    assert_eq!(client.send("GET", &format!("{PATH}?limit=1"), &[ADMIN], "").status(), 200);
+    assert_eq!(client.send("GET", "/_matrix/client/versions", &[], "").status(), 200);
+    surroundings.asked();
+    for target in [
+        "/_synapse/admin/v3/users",
+        "/_synapse/admin/v1/statistics/users/%6Dedia",
+        "/_synapse/admin/v1/statistics/users/media/",
+        "/_synapse/admin//v1/statistics/users/media",
+        "/_synapse/admin/v2/users/..%2F..%2Fv1%2Fstatistics%2Fusers%2Fmedia",
+    ] {
+        assert_eq!(client.send("GET", target, &[ADMIN], "").status(), 403, "{proxy:?} {target}");
+    }
+    assert!(surroundings.asked().is_empty());
 }
 
 fn after_the_timeout_a_browser_can_read_the_error(proxy: Proxy) {
