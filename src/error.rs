@@ -312,15 +312,19 @@ impl Error {
         match self {
             Self::DatabaseUnavailable { cause }
             | Self::StatementTimeout { cause }
-            | Self::DatabaseFailed { cause }
-            | Self::IntrospectionFailed { cause }
-            | Self::HomeserverUnavailable { cause } => Some(cause.into()),
+            | Self::DatabaseFailed { cause } => Some(cause.into()),
+            Self::IntrospectionFailed { cause } => Some(format!("asking MAS: {cause}").into()),
+            Self::HomeserverUnavailable { cause } => {
+                Some(format!("asking the homeserver: {cause}").into())
+            }
             Self::ReplicaBehind => Some("the replica lags behind the homeserver".into()),
             Self::InvalidUsernameClaim
             | Self::UserNotFound
             | Self::MultipleDeviceIds
-            | Self::InvalidDeviceId => Some("the introspection result is odd".into()),
-            Self::Misconfigured => Some("see the error logged at start".into()),
+            | Self::InvalidDeviceId => Some(format!("what MAS says: {}", self.message()).into()),
+            Self::Misconfigured => {
+                Some("see the line \"the configuration is wrong\", logged at start".into())
+            }
             Self::UserTooLarge { position } => {
                 Some(format!("the row at offset {position} exceeds the answer's budget").into())
             }
@@ -348,5 +352,28 @@ impl Error {
             body["soft_logout"] = soft_logout.into();
         }
         body.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_says_who_was_asked() {
+        let cause = || "it answered with status 401".to_owned();
+        for (error, expected) in [
+            (
+                Error::IntrospectionFailed { cause: cause() },
+                "asking MAS: it answered with status 401",
+            ),
+            (
+                Error::HomeserverUnavailable { cause: cause() },
+                "asking the homeserver: it answered with status 401",
+            ),
+            (Error::UserNotFound, "what MAS says: User not found"),
+        ] {
+            assert_eq!(error.cause().as_deref(), Some(expected));
+        }
     }
 }
