@@ -47,7 +47,7 @@ WITH RECURSIVE guess AS MATERIALIZED (
      WHERE walk.user_ids <> '{}'
 ), few AS MATERIALIZED (
     SELECT users.user_id, {displayname} AS displayname
-      FROM (SELECT each.user_id FROM walk CROSS JOIN unnest(walk.user_ids) AS each(user_id)) AS users
+      FROM (SELECT unnest(user_ids) AS user_id FROM walk) AS users
            {join}
      WHERE NOT (SELECT many FROM guess) AND ({filter})
 ), choice AS MATERIALIZED (

@@ -49,7 +49,7 @@ WITH RECURSIVE step AS MATERIALIZED (
     SELECT users.user_id,
            {displayname} AS displayname
       FROM (
-               SELECT each.user_id FROM walk CROSS JOIN unnest(walk.user_ids) AS each(user_id)
+               SELECT unnest(user_ids) AS user_id FROM walk
                UNION ALL
                SELECT NULL WHERE EXISTS (SELECT FROM local_media_repository WHERE user_id IS NULL)
            ) AS users
