@@ -122,7 +122,8 @@ macro_rules! statements {
                 const ORDERED: &str = str_replace!(SHAPE, "{order}", order!($order_by $dir));
                 const NAMED: &str = str_replace!(ORDERED, "{displayname}", displayname!($order_by));
                 const JOINED: &str = str_replace!(NAMED, "{join}", join!($order_by $search));
-                str_replace!(JOINED, "{filter}", filter!($order_by $search))
+                const COUNTED: &str = str_replace!(JOINED, "{total}", total!($search));
+                str_replace!(COUNTED, "{filter}", filter!($order_by $search))
             },
         },)+)+]
     };
@@ -176,19 +177,39 @@ macro_rules! displayname {
     };
 }
 
-/// What all users have to be joined with: their profiles for an order by displayname, else for a
-/// search those that the term is found in, else nothing. `OFFSET 0` keeps the planner, which cannot
-/// know how many users there will be, from looking up profiles one by one.
+/// What all users have to be joined with: for an order by displayname their profiles, with a search
+/// those that can make a user match; else for a search those whose displayname matches, but only for
+/// users whose localpart does not, because a null is not looked for; else nothing. `OFFSET 0` keeps
+/// the planner, which cannot know how many users there will be, from looking up profiles one by one.
 macro_rules! join {
-    (Displayname $search:ident) => {
+    (Displayname All) => {
         "LEFT JOIN (SELECT full_user_id, displayname FROM profiles OFFSET 0) AS profile \
          ON profile.full_user_id = users.user_id"
     };
+    (Displayname Matching) => {
+        "LEFT JOIN (SELECT full_user_id, displayname FROM profiles \
+                     WHERE strpos(displayname, $5) > 0 OR strpos(full_user_id, $5) > 0 OFFSET 0) AS profile \
+         ON profile.full_user_id = users.user_id"
+    };
     ($order_by:ident Matching) => {
-        "LEFT JOIN (SELECT full_user_id FROM profiles WHERE strpos(displayname, $5) > 0 OFFSET 0) AS named \
-         ON named.full_user_id = users.user_id"
+        concat!(
+            "LEFT JOIN (SELECT full_user_id FROM profiles WHERE strpos(displayname, $5) > 0 OFFSET 0) AS named \
+             ON named.full_user_id = CASE WHEN ",
+            localpart_matches!(),
+            " THEN NULL ELSE users.user_id END"
+        )
     };
     ($order_by:ident All) => { "" };
+}
+
+/// How many users there are, in a walk: all that were met, or all of those that were found.
+macro_rules! total {
+    (All) => {
+        "(SELECT sum(cardinality(user_ids)) FROM walk) + (SELECT count(*) FROM nobody)"
+    };
+    (Matching) => {
+        "(SELECT count(*) FROM found)"
+    };
 }
 
 /// Which users count (D1).

@@ -45,13 +45,16 @@ WITH RECURSIVE step AS MATERIALIZED (
                OFFSET 0 -- or it would be computed once for each use of it
            ) AS next
      WHERE walk.user_ids <> '{}'
-), found AS MATERIALIZED (
+), nobody AS MATERIALIZED (
+    SELECT NULL::text AS user_id
+     WHERE EXISTS (SELECT FROM local_media_repository WHERE user_id IS NULL)
+), found AS ( -- stored only if the total has to be counted from it
     SELECT users.user_id,
            {displayname} AS displayname
       FROM (
                SELECT unnest(user_ids) AS user_id FROM walk
                UNION ALL
-               SELECT NULL WHERE EXISTS (SELECT FROM local_media_repository WHERE user_id IS NULL)
+               SELECT user_id FROM nobody
            ) AS users
            {join}
      WHERE {filter}
@@ -75,6 +78,6 @@ WITH RECURSIVE step AS MATERIALIZED (
      WHERE cut.user_id IS NULL
 )
 SELECT everyone.total, shown.*
-  FROM (SELECT count(*) AS total FROM found) AS everyone
+  FROM (SELECT {total} AS total) AS everyone
        LEFT JOIN (SELECT true AS on_page, page.* FROM page) AS shown ON true
  ORDER BY {order}
