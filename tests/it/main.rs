@@ -17,6 +17,7 @@ mod pages;
 mod plans;
 mod pooler;
 mod properties;
+mod readme;
 mod report;
 mod session;
 mod soak;

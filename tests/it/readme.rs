@@ -1,0 +1,146 @@
+//! What README says can be found where it points to, and what it has an operator type works.
+
+use std::{collections::BTreeSet, process::Command};
+
+use crate::support::{
+    block_on,
+    database::{Cluster, Database},
+    project, read,
+};
+
+/// The text between two lines that start so.
+fn section<'a>(text: &'a str, from: &str, to: &str) -> &'a str {
+    let (_, rest) = text.split_once(&format!("\n{from}")).unwrap_or_else(|| panic!("no {from}"));
+    rest.split_once(&format!("\n{to}")).map_or(rest, |(section, _)| section)
+}
+
+/// A heading's anchor, as the usual renderers make it.
+fn anchor(heading: &str) -> String {
+    let kept = heading
+        .trim_start_matches('#')
+        .trim()
+        .chars()
+        .filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+    kept.collect::<String>().to_lowercase().replace(' ', "-")
+}
+
+#[test]
+fn every_link_leads_somewhere() {
+    for file in [
+        "README.md",
+        "src/sql/README.md",
+        "tests/bench/README.md",
+        "tests/conformance/README.md",
+        "tests/fuzz/README.md",
+        "tests/release/README.md",
+    ] {
+        let text = read(file);
+        let folder = project().join(file).parent().unwrap().to_path_buf();
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if target.starts_with("https://") {
+                continue;
+            }
+            let (path, fragment) = target.split_once('#').unwrap_or((target, ""));
+            let linked = if path.is_empty() { project().join(file) } else { folder.join(path) };
+            assert!(linked.exists(), "{file}: {target}");
+            if !fragment.is_empty() {
+                let linked = std::fs::read_to_string(&linked).unwrap();
+                let anchors: BTreeSet<_> =
+                    linked.lines().filter(|line| line.starts_with('#')).map(anchor).collect();
+                assert!(anchors.contains(fragment), "{file}: {target}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_parameter_of_the_template_is_in_the_table_and_no_other() {
+    let (readme, template) = (read("README.md"), read("template.yaml"));
+    let table = section(&readme, "### Parameters", "### ");
+    let named: BTreeSet<_> = table
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split(" | ").next())
+        .flat_map(|names| names.split('`').step_by(2))
+        .filter(|name| !name.is_empty())
+        .collect();
+    let parameters: BTreeSet<_> = section(&template, "Parameters:", "Rules:")
+        .lines()
+        .filter_map(|line| line.strip_prefix("  ")?.strip_suffix(':'))
+        .filter(|name| name.chars().all(char::is_alphanumeric))
+        .collect();
+    assert!(parameters.len() > 30);
+    assert_eq!(named, parameters);
+    // And each output that a command asks for is there.
+    let outputs = section(&template, "Outputs:", "\0");
+    for name in readme.split("output ").skip(1) {
+        let name: String = name.chars().take_while(char::is_ascii_alphanumeric).collect();
+        if name.starts_with(char::is_uppercase) {
+            assert!(outputs.contains(&format!("\n  {name}:")), "{name}");
+        }
+    }
+}
+
+#[test]
+fn the_role_is_made_and_removed_as_written() {
+    let cluster = Cluster::of_its_own();
+    // As the master user of RDS is: no superuser, and not the owner of what it has not made.
+    block_on(
+        Database { name: "postgres".to_owned(), cluster }
+            .run("CREATE ROLE master LOGIN CREATEROLE CREATEDB"),
+    );
+    let shell = |command: &str| {
+        let output = Command::new("sh")
+            .args(["-c", command])
+            .current_dir(project())
+            .env("PATH", format!("{}:{}", cluster.bin, std::env::var("PATH").unwrap()))
+            .env("PGHOST", &cluster.socket_dir)
+            .env("PGPORT", cluster.port.to_string())
+            .env("PGUSER", "master")
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let complaint = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{command}: {complaint}");
+        text
+    };
+    let sql =
+        |sql: &str| shell(&format!("psql -X -v ON_ERROR_STOP=1 -d synapse <<'END'\n{sql}\nEND"));
+    let readme = read("README.md");
+    let grant = "GRANT synapse TO CURRENT_USER";
+    assert!(readme.contains(&format!("`{grant}`")));
+    shell(&format!(
+        "psql -X -v ON_ERROR_STOP=1 -d postgres -c 'CREATE ROLE synapse' -c '{grant}' -c 'CREATE DATABASE synapse OWNER synapse'"
+    ));
+    sql("SET ROLE synapse;\n\\i tests/schema/synapse-94.sql");
+
+    let role = section(&readme, "## The database role", "## ");
+    let command = role.lines().find(|line| line.starts_with("psql ")).unwrap();
+    shell(command);
+    shell(command);
+    let grants = section(role, "```sql", "```");
+    assert_eq!(grants.matches("media_usage").count(), 3);
+    sql(grants);
+
+    let deploy = section(&readme, "## Deploy", "## ");
+    let question = deploy.lines().find(|line| line.contains("column_privileges")).unwrap();
+    let answer = shell(question);
+    for (table, column, granted) in [
+        ("users", "admin", true),
+        ("local_media_repository", "media_length", true),
+        ("devices", "hidden", true),
+        ("account_validity", "expiration_ts_ms", true),
+        ("users", "password_hash", false),
+        ("access_tokens", "token", false),
+    ] {
+        let row = |line: &str| {
+            let cells: Vec<_> = line.split('|').map(str::trim).collect();
+            cells == [table, column, "SELECT"]
+        };
+        assert_eq!(answer.lines().any(row), granted, "{table}.{column}: {answer}");
+    }
+    assert!(!answer.contains("UPDATE") && !answer.contains("INSERT"), "{answer}");
+
+    let removal = deploy.split('`').find(|text| text.contains("DROP OWNED BY")).unwrap();
+    sql(removal);
+    assert!(!sql("\\du").contains("media_usage"));
+}
