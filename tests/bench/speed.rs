@@ -116,8 +116,11 @@ pub fn run(scale: &Scale) {
     }
 }
 
+/// What it is of, its definition, and which requests it is for.
+type OptionalIndex = (&'static str, &'static str, fn(&Request) -> bool);
+
 /// The indexes that pay; the statements use them where they are.
-const OPTIONAL_INDEXES: [(&str, &str, fn(&Request) -> bool); 2] = [
+const OPTIONAL_INDEXES: [OptionalIndex; 2] = [
     ("of lengths", "(user_id) INCLUDE (media_length)", |request| {
         request.order_by == "media_length"
     }),
