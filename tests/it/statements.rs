@@ -401,13 +401,14 @@ fn asking_for(
 const NOT_RECORDED: usize = 3;
 
 /// Ways to be wrong that a reader could overlook: what stands in the texts, and what instead.
-const MISTAKES: [(&str, &str); 21] = [
+const MISTAKES: [(&str, &str); 22] = [
     ("CASE WHEN users.user_id IS NULL THEN 0 ELSE users.files END", "users.files"),
     ("SELECT NULL, NULL, 0, (", "SELECT NULL, NULL, 1, ("),
     ("coalesce(sum(media_length), 0)::bigint", "sum(media_length)::bigint"),
     ("created_ts <= $4", "created_ts < $4"),
     ("created_ts > $3", "created_ts >= $3"),
     ("WHERE strpos(displayname, $5) > 0", "WHERE displayname LIKE '%' || $5 || '%'"),
+    ("displayname, $5)", "displayname || lower(displayname) || upper(displayname), $5)"),
     ("THEN NULL ELSE users.user_id END", "THEN users.user_id END"),
     ("(SELECT count(*) FROM nobody)", "0"),
     ("split_part(substr(users.user_id, 2), ':', 1)", "users.user_id"),
