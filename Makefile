@@ -33,6 +33,8 @@ test: lint build       ## Run every check
 	@echo "== the bench, on data too small to tell anything"
 	cargo bench --profile dev --locked --bench bench -- --smoke
 	@echo "== tests"
+# What the demo runs, so that no test compiles it beside others.
+	cargo build --locked --bins
 	cargo test --locked --lib --test it -- --show-output
 
 # Most of it is waiting, so that many functions share the faults. SOAK_SEED=... makes a run's faults again.

@@ -7,6 +7,7 @@ mod clients;
 mod configuration;
 mod conformance;
 mod credentials;
+mod demo;
 mod events;
 mod failing;
 mod freeze;

@@ -36,7 +36,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{block_on, project};
+use super::{block_on, outer_variables, project};
 
 /// What came of an invocation: the function's response, or the error that it reported.
 pub type Outcome = Result<Value, Value>;
@@ -249,12 +249,8 @@ pub fn release_binary() -> &'static PathBuf {
         let build = Command::new(env!("CARGO"))
             .args(["build", "--release", "--locked", "--quiet"])
             .current_dir(project())
-            // `cargo test` describes this package to its tests. Build scripts of dependencies watch
-            // some of these variables, and would run again for them.
             .env_clear()
-            .envs(std::env::vars().filter(|(name, _)| {
-                !name.starts_with("CARGO_PKG_") && !name.starts_with("CARGO_MANIFEST")
-            }))
+            .envs(outer_variables())
             .status()
             .unwrap();
         assert!(build.success());

@@ -40,6 +40,14 @@ pub fn read(path: &str) -> String {
     std::fs::read_to_string(project().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
+/// The environment, for a command that compiles, without what `cargo test` adds: it describes this
+/// package to its tests. Build scripts of dependencies watch some of these variables, and would run
+/// again for them.
+pub fn outer_variables() -> impl Iterator<Item = (String, String)> {
+    let of_cargo = ["CARGO_PKG_", "CARGO_MANIFEST"];
+    std::env::vars().filter(move |(name, _)| !of_cargo.iter().any(|start| name.starts_with(start)))
+}
+
 /// Starts a server of `tests/tools`, and returns what it says of itself. It ends with this process,
 /// however that ends: each waits for its standard input to close.
 pub fn tool<T: DeserializeOwned>(name: &str, arguments: &[&str]) -> T {
