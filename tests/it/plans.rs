@@ -124,20 +124,21 @@ fn every_statement_keeps_the_promises_of_its_header() {
 }
 
 #[test]
-fn one_pass_walks_the_optional_index_where_there_is_one() {
+fn the_optional_indexes_are_used_as_soon_as_they_are_there() {
     block_on(async {
         let database = database().await;
         let mut session = database.session().await;
-        let query =
-            MediaUsageQuery::parse(&Args::parse("order_by=media_length&dir=b&limit=20")).unwrap();
-        let index_of = |scans: Vec<Scan>| {
-            let mut media = scans.into_iter().filter(|scan| scan.table == "local_media_repository");
-            media.next().unwrap().index
-        };
-        assert_eq!(index_of(scans(&mut session, &query).await), None);
-        let index =
-            "CREATE INDEX media_usage ON local_media_repository (user_id) INCLUDE (media_length)";
-        database.run(index).await;
-        assert_eq!(index_of(scans(&mut session, &query).await).as_deref(), Some("media_usage"));
+        let readme = read("README.md");
+        for (index, text) in [
+            ("media_usage_lengths", "order_by=media_length&dir=b&limit=20"),
+            ("media_usage_times", "order_by=media_length&dir=b&from_ts=1748500000000"),
+        ] {
+            let create = format!("CREATE INDEX CONCURRENTLY {index} ");
+            database.run(readme.lines().find(|line| line.starts_with(&create)).unwrap()).await;
+            let query = MediaUsageQuery::parse(&Args::parse(text)).unwrap();
+            let scans = scans(&mut session, &query).await;
+            let media = scans.iter().find(|scan| scan.table == "local_media_repository").unwrap();
+            assert_eq!(media.index.as_deref(), Some(index), "{text}: {scans:?}");
+        }
     });
 }
