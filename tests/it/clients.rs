@@ -8,7 +8,7 @@ use synapse_media_usage::service::PATH;
 
 use crate::{
     split::{Proxy, Running, Surroundings},
-    support::{block_on, database::Database, function::Function, project},
+    support::{block_on, database::Database, function::Function, project, read},
 };
 
 const ADMIN: (&str, &str) = ("Authorization", "Bearer admin");
@@ -205,19 +205,21 @@ fn synadm_prints_a_page_and_an_error() {
     assert!(venv.status.success(), "{}", String::from_utf8_lossy(&venv.stderr));
     let venv = String::from_utf8(venv.stdout).unwrap();
 
-    let synadm = |token: &str, path: &str| {
-        let configuration = homeserver.tls.file("synadm.yaml");
+    let folder = homeserver.tls.dir.join(".config");
+    fs::create_dir(&folder).unwrap();
+    let synadm = |token: &str, command: &str| {
         let text = format!(
             "user: '@admin:example.org'\ntoken: {token}\nbase_url: https://localhost:{}\n\
              admin_path: /_synapse/admin\nmatrix_path: /_matrix\ntimeout: 30\nserver_discovery: well-known\n\
              homeserver: example.org\nformat: json\nssl_verify: true\n",
             nginx.port
         );
-        fs::write(&configuration, text).unwrap();
-        let output = Command::new(format!("{}/synadm", venv.trim()))
-            .args(["--config-file", &configuration, "--batch", "--output", "json", "raw", path])
+        fs::write(folder.join("synadm.yaml"), text).unwrap();
+        let output = Command::new("/bin/sh")
+            .args(["-c", command])
             .env_clear()
-            // What it writes, and whom it trusts.
+            .env("PATH", venv.trim())
+            // What it reads and writes, and whom it trusts.
             .env("HOME", &homeserver.tls.dir)
             .env("REQUESTS_CA_BUNDLE", homeserver.tls.file("ca.pem"))
             .env("LANG", "C.UTF-8")
@@ -229,14 +231,48 @@ fn synadm_prints_a_page_and_an_error() {
         serde_json::from_str::<Value>(&printed).unwrap_or_else(|_| panic!("{printed}{complaints}"))
     };
 
+    let readme = read("README.md");
+    let command = readme.split('`').find(|text| text.starts_with("synadm raw ")).unwrap();
+    assert_eq!(synadm("admin", command)["users"].as_array().unwrap().len(), 100);
+    homeserver.api.events();
+
     let path = "v1/statistics/users/media?limit=2&order_by=user_id&search_term=J%C3%BCrgen+%2B+Ina";
-    let page = synadm("admin", path);
+    let page = synadm("admin", &format!("synadm raw '{path}'"));
     assert_eq!(page["users"][0]["user_id"], "@user1000:example.org");
     assert_eq!((&page["next_token"], page["users"].as_array().unwrap().len()), (&2.into(), 2));
     // The API was sent what makes CloudFront refuse it.
     let event = homeserver.api.events().pop().unwrap();
     assert_eq!((event["body"].as_str(), &event["isBase64Encoded"]), (Some("{}"), &false.into()));
 
-    let error = synadm("old", "v1/statistics/users/media");
+    let error = synadm("old", command);
     assert_eq!(error["errcode"], "M_UNKNOWN_TOKEN");
+}
+
+#[test]
+fn curl_shows_who_answers() {
+    let homeserver = homeserver();
+    let Some(nginx) = homeserver.proxy(Proxy::Nginx, |text| text) else { return };
+    let curl = |command: &str| {
+        let dir = &homeserver.tls.dir;
+        let options = format!(
+            "connect-to = matrix.example.org:443:127.0.0.1:{}\ncacert = {}\nnoproxy = *\n",
+            nginx.port,
+            homeserver.tls.file("ca.pem")
+        );
+        fs::write(dir.join(".curlrc"), options).unwrap();
+        let output =
+            Command::new("sh").args(["-c", command]).env("CURL_HOME", dir).output().unwrap();
+        assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().to_lowercase()
+    };
+    let readme = read("README.md");
+    let command = readme.lines().find(|line| line.starts_with("curl -si ")).unwrap();
+    let answer = curl(command);
+    assert_eq!(answer.split(' ').nth(1), Some("401"), "{answer}");
+    assert!(
+        answer.contains("m_missing_token") && answer.contains("\nsynapse-trace-id: "),
+        "{answer}"
+    );
+    let other = curl(&command.replace("/media ", "/other "));
+    assert!(!other.contains("synapse-trace-id"), "{other}");
 }
