@@ -140,7 +140,120 @@ fn the_role_is_made_and_removed_as_written() {
     }
     assert!(!answer.contains("UPDATE") && !answer.contains("INSERT"), "{answer}");
 
+    sql(
+        "SET ROLE synapse;
+         INSERT INTO users (name, admin) VALUES ('@alice:example.org', 0), ('@bob:example.org', 0)",
+    );
+    let promotion = readme.split('`').find(|text| text.starts_with("UPDATE users ")).unwrap();
+    sql(promotion);
+    let admins = sql("SELECT 'admin:' || name FROM users WHERE admin = 1");
+    assert!(admins.contains("admin:@alice:example.org") && !admins.contains("bob"), "{admins}");
+
     let removal = deploy.split('`').find(|text| text.contains("DROP OWNED BY")).unwrap();
     sql(removal);
     assert!(!sql("\\du").contains("media_usage"));
+}
+
+#[test]
+fn the_pinned_tools_come_into_this_shell() {
+    let (readme, pinned) = (read("README.md"), read("tests/tools/requirements.txt"));
+    let export = readme.split('`').find(|text| text.starts_with("export PATH=")).unwrap();
+    for (tool, package) in [
+        ("sam --version", "aws-sam-cli"),
+        ("cargo lambda --version", "cargo-lambda"),
+        ("python -m ziglang version", "ziglang"),
+    ] {
+        let output = Command::new("sh")
+            .args(["-c", &format!("{export}; {tool}")])
+            .current_dir(project())
+            .output()
+            .unwrap();
+        let printed = String::from_utf8(output.stdout).unwrap();
+        let is_pinned = |word: &str| pinned.contains(&format!("\n{package}=={word} "));
+        assert!(printed.split_whitespace().any(is_pinned), "{tool}: {printed}");
+    }
+}
+
+/// What runs the commands of README that start so: a test, the Makefile or the bench.
+/// The targets of `make`, and what needs AWS, are not listed.
+const RUN: [(&str, &str); 18] = [
+    ("sam build", "Makefile"),
+    ("curl -si ", "curl_shows_who_answers"),
+    ("synadm raw ", "synadm_prints_a_page_and_an_error"),
+    ("psql -v ON_ERROR_STOP=1 -d synapse ", "the_role_is_made_and_removed_as_written"),
+    ("GRANT rds_iam TO media_usage;", "test_the_role_can_do_what_role_sql_grants_and_no_more"),
+    ("\\password media_usage", "test_the_role_can_do_what_role_sql_grants_and_no_more"),
+    ("GRANT SELECT ", "the_role_is_made_and_removed_as_written"),
+    ("REVOKE SELECT ", "the_role_is_made_and_removed_as_written"),
+    ("UPDATE users ", "the_role_is_made_and_removed_as_written"),
+    ("psql -c 'select 1'", "tests/bench/function.rs"),
+    (
+        "CREATE INDEX CONCURRENTLY media_usage_lengths ",
+        "the_optional_indexes_are_used_as_soon_as_they_are_there",
+    ),
+    (
+        "CREATE INDEX CONCURRENTLY media_usage_times ",
+        "the_optional_indexes_are_used_as_soon_as_they_are_there",
+    ),
+    ("cargo test", "Makefile"),
+    ("cargo deny", "Makefile"),
+    ("cargo shear", "Makefile"),
+    ("git verify-tag ", "test_a_release_is_made_verified_and_deployed_as_written"),
+    ("diff SHA256SUMS ", "test_a_release_is_made_verified_and_deployed_as_written"),
+    ("unzip -p ", "test_a_release_is_made_verified_and_deployed_as_written"),
+];
+
+/// What looks like a command and is none.
+const NO_COMMANDS: [&str; 2] = ["GET /", "SET LOCAL"];
+
+#[test]
+fn every_command_is_run_or_says_what_it_needs() {
+    let (readme, makefile) = (read("README.md"), read("Makefile"));
+    let mut neither = Vec::new();
+    for section in readme.split("\n## ") {
+        let mut before = "";
+        for paragraph in section.split("\n\n") {
+            let commands: Vec<_> = match paragraph.split_once('\n') {
+                Some(("```sh" | "```sql", block)) => {
+                    block.lines().filter(|line| !line.starts_with([' ', '`'])).collect()
+                }
+                Some((fence, _)) if fence.starts_with("```") => continue,
+                _ => {
+                    let code = paragraph.split('`').skip(1).step_by(2);
+                    code.filter(|code| code.contains([' ', '\n']) && !code.contains(": ")).collect()
+                }
+            };
+            // A block belongs to the paragraph before it.
+            let said = [before, paragraph].concat();
+            before = paragraph;
+            if said.contains("needs AWS") || section.contains("Everything here but ") {
+                continue;
+            }
+            neither.extend(commands.into_iter().filter(|command| {
+                let begins = |with: &str| command.starts_with(with);
+                if let Some(target) = command.split("make ").nth(1) {
+                    let target = target.split(' ').next().unwrap();
+                    return !makefile.contains(&format!("\n{target}:"));
+                }
+                let is_run = RUN.iter().any(|(with, _)| begins(with));
+                let needs_mas = begins("mas-cli ") && said.contains("with MAS `");
+                !(is_run || needs_mas || NO_COMMANDS.into_iter().any(begins))
+            }));
+        }
+    }
+    assert_eq!(neither, [""; 0]);
+
+    let tests = ["clients.rs", "demo.rs", "plans.rs", "readme.rs"]
+        .map(|file| read(&format!("tests/it/{file}")));
+    let checks = ["template", "release"].map(|folder| read(&format!("tests/{folder}/check")));
+    let tests = [tests.concat(), checks.concat()].concat();
+    for (command, by) in RUN {
+        assert!(readme.contains(command), "{command}");
+        let is_there = if by.contains('/') || by == "Makefile" {
+            read(by).contains(command)
+        } else {
+            tests.contains(&format!("fn {by}()")) || tests.contains(&format!("def {by}(self)"))
+        };
+        assert!(is_there, "{command} is run by {by}");
+    }
 }
