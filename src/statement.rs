@@ -121,7 +121,8 @@ macro_rules! statements {
                 const SHAPE: &str = include_str!(concat!("sql/", $file));
                 const ORDERED: &str = str_replace!(SHAPE, "{order}", order!($order_by $dir));
                 const NAMED: &str = str_replace!(ORDERED, "{displayname}", displayname!($order_by));
-                const JOINED: &str = str_replace!(NAMED, "{join}", join!($order_by $search));
+                const MATCHED: &str = str_replace!(NAMED, "{localpart_matches}", localpart_matches!($order_by $search));
+                const JOINED: &str = str_replace!(MATCHED, "{join}", join!($order_by $search));
                 const COUNTED: &str = str_replace!(JOINED, "{total}", total!($search));
                 str_replace!(COUNTED, "{filter}", filter!($order_by $search))
             },
@@ -192,12 +193,8 @@ macro_rules! join {
          ON profile.full_user_id = users.user_id"
     };
     ($order_by:ident Matching) => {
-        concat!(
-            "LEFT JOIN (SELECT full_user_id FROM profiles WHERE strpos(displayname, $5) > 0 OFFSET 0) AS named \
-             ON named.full_user_id = CASE WHEN ",
-            localpart_matches!(),
-            " THEN NULL ELSE users.user_id END"
-        )
+        "LEFT JOIN (SELECT full_user_id FROM profiles WHERE strpos(displayname, $5) > 0 OFFSET 0) AS named \
+         ON named.full_user_id = CASE WHEN users.localpart_matches THEN NULL ELSE users.user_id END"
     };
     ($order_by:ident All) => { "" };
 }
@@ -218,19 +215,41 @@ macro_rules! filter {
         "true"
     };
     (Displayname Matching) => {
-        concat!("strpos(profile.displayname, $5) > 0 OR ", localpart_matches!())
+        concat!("strpos(profile.displayname, $5) > 0 OR ", localpart_of!("users.user_id"))
     };
     ($order_by:ident Matching) => {
-        concat!("named.full_user_id IS NOT NULL OR ", localpart_matches!())
+        "users.localpart_matches OR named.full_user_id IS NOT NULL"
+    };
+}
+
+/// Whether a user's localpart matches, where join and filter both ask: for a million users that
+/// would be a fifth of the time. In an order by displayname only the filter does, and only of users
+/// whose displayname does not match.
+macro_rules! localpart_matches {
+    (Displayname Matching) => {
+        "NULL::boolean"
+    };
+    ($order_by:ident Matching) => {
+        localpart_of!("user_id")
+    };
+    ($order_by:ident All) => {
+        "NULL::boolean"
     };
 }
 
 /// The localpart is what follows a leading `@`, up to the first colon. Only an id that contains
 /// the term at all is worth taking apart.
-macro_rules! localpart_matches {
-    () => {
-        "(strpos(users.user_id, $5) > 0 AND left(users.user_id, 1) = '@' \
-         AND strpos(split_part(substr(users.user_id, 2), ':', 1), $5) > 0)"
+macro_rules! localpart_of {
+    ($user_id:literal) => {
+        concat!(
+            "(strpos(",
+            $user_id,
+            ", $5) > 0 AND left(",
+            $user_id,
+            ", 1) = '@' AND strpos(split_part(substr(",
+            $user_id,
+            ", 2), ':', 1), $5) > 0)"
+        )
     };
 }
 

@@ -14,7 +14,7 @@ WITH found AS MATERIALIZED (
            CASE WHEN users.user_id IS NULL THEN 0 ELSE users.files END AS media_count,
            users.files
       FROM (
-               SELECT user_id, count(*) AS files
+               SELECT user_id, count(*) AS files, {localpart_matches} AS localpart_matches
                  FROM local_media_repository
                 WHERE ($3::bigint IS NULL OR created_ts > $3) AND ($4::bigint IS NULL OR created_ts <= $4)
                 GROUP BY user_id

@@ -22,7 +22,8 @@ WITH found AS MATERIALIZED (
            users.media_length
       FROM (
                SELECT user_id, count(*) AS files,
-                      coalesce(sum(media_length), 0)::bigint AS media_length
+                      coalesce(sum(media_length), 0)::bigint AS media_length,
+                      {localpart_matches} AS localpart_matches
                  FROM local_media_repository
                 WHERE ($3::bigint IS NULL OR created_ts > $3) AND ($4::bigint IS NULL OR created_ts <= $4)
                 GROUP BY user_id

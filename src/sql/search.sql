@@ -47,7 +47,11 @@ WITH RECURSIVE guess AS MATERIALIZED (
      WHERE walk.user_ids <> '{}'
 ), few AS MATERIALIZED (
     SELECT users.user_id, {displayname} AS displayname
-      FROM (SELECT unnest(user_ids) AS user_id FROM walk) AS users
+      FROM (
+               SELECT user_id, {localpart_matches} AS localpart_matches
+                 FROM (SELECT unnest(user_ids) AS user_id FROM walk) AS met
+               OFFSET 0 -- as above
+           ) AS users
            {join}
      WHERE NOT (SELECT many FROM guess) AND ({filter})
 ), choice AS MATERIALIZED (
@@ -67,7 +71,8 @@ WITH RECURSIVE guess AS MATERIALIZED (
     SELECT users.user_id, {displayname}, users.media_count, users.media_length
       FROM (
                SELECT user_id, count(*) AS media_count,
-                      coalesce(sum(media_length), 0)::bigint AS media_length
+                      coalesce(sum(media_length), 0)::bigint AS media_length,
+                      {localpart_matches} AS localpart_matches
                  FROM local_media_repository
                 GROUP BY user_id
            ) AS users

@@ -52,9 +52,10 @@ WITH RECURSIVE step AS MATERIALIZED (
     SELECT users.user_id,
            {displayname} AS displayname
       FROM (
-               SELECT unnest(user_ids) AS user_id FROM walk
+               SELECT user_id, {localpart_matches} AS localpart_matches
+                 FROM (SELECT unnest(user_ids) AS user_id FROM walk) AS met
                UNION ALL
-               SELECT user_id FROM nobody
+               SELECT user_id, false FROM nobody
            ) AS users
            {join}
      WHERE {filter}
