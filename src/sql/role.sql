@@ -6,13 +6,22 @@
 --
 -- It has no way to log in yet. Either give it a password with \password media_usage, and keep that in
 -- Secrets Manager; or, for DATABASE_IAM_AUTH on RDS and Aurora: GRANT rds_iam TO media_usage;
-DO $$
-BEGIN
-    CREATE ROLE media_usage LOGIN;
-EXCEPTION
-    WHEN duplicate_object THEN NULL;
-END
-$$;
+BEGIN;
+
+-- A name that is there already may be the homeserver's own role, and read-only that one would stop
+-- the homeserver.
+DO $$ BEGIN
+    IF EXISTS (
+        SELECT FROM pg_roles, pg_class
+        WHERE rolname = 'media_usage' AND pg_class.oid IN ('users'::regclass, 'local_media_repository'::regclass)
+            AND (rolsuper OR rolcreaterole OR pg_has_role(pg_roles.oid, relowner, 'MEMBER')
+                OR has_table_privilege(pg_roles.oid, pg_class.oid, 'INSERT, UPDATE, DELETE'))
+    ) THEN
+        RAISE EXCEPTION 'media_usage is not a role for the function: it may write to the homeserver, or create roles. Take a new one. Nothing has been changed.';
+    ELSIF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'media_usage') THEN
+        CREATE ROLE media_usage LOGIN;
+    END IF;
+END $$;
 
 -- The function asks for both itself. As the role's defaults they also hold where a pooler stands
 -- between, and for whoever else gets hold of the role.
@@ -31,3 +40,5 @@ GRANT SELECT (user_id, media_length, created_ts) ON local_media_repository TO me
 -- GRANT SELECT (user_id, device_id, hidden) ON devices TO media_usage;
 -- Only with ACCOUNT_VALIDITY:
 -- GRANT SELECT (user_id, expiration_ts_ms) ON account_validity TO media_usage;
+
+COMMIT;
