@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use aws_sdk_secretsmanager::primitives::{DateTime, DateTimeFormat};
 use lambda_http::http::Method;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -121,7 +122,11 @@ impl Report<'_> {
             Some(_) => "the request was refused",
             None => "the request was answered",
         };
+        let timestamp = DateTime::from_millis(self.unix_ms).fmt(DateTimeFormat::DateTime);
         let mut line = json!({
+            // Lambda believes the level only of a line that also has a valid time (AWS Lambda
+            // Developer Guide, "Log-level filtering").
+            "timestamp": timestamp.ok(),
             "level": if self.is_failure() { "ERROR" } else { "INFO" },
             "message": message,
             "request_id": self.request_id,

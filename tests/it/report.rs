@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use aws_sdk_secretsmanager::primitives::{DateTime, DateTimeFormat};
 use serde_json::{Value, json};
 
 use crate::{
@@ -75,6 +76,11 @@ fn a_request_is_one_line() {
     let times = |line: &Value| (line["database_ms"].as_f64(), line["total_ms"].as_f64().unwrap());
     assert!(lines[0]["bytes"].as_u64().unwrap() > 100, "{}", lines[0]);
     for line in &lines {
+        // Without a time in this form, Lambda takes every line for one of level INFO.
+        let timestamp = line["timestamp"].as_str().unwrap();
+        assert!(timestamp.starts_with("20") && timestamp.ends_with('Z'), "{timestamp}");
+        let timestamp = DateTime::from_str(timestamp, DateTimeFormat::DateTime).unwrap();
+        assert_eq!(timestamp.to_millis().unwrap(), line["_aws"]["Timestamp"].as_i64().unwrap());
         let (database, total) = times(line);
         assert!(database.is_some_and(|database| 0.0 < database && database <= total), "{line}");
         assert_eq!(line["retries"], 0);
