@@ -369,6 +369,8 @@ impl Split<'_> {
     fn all_else_goes_to_the_homeserver(&self) {
         let targets = [
             "/",
+            // A name that a reader can have as well.
+            "/media-usage",
             "/_matrix/client/versions",
             "/_matrix/client/v3/rooms/%21a%2Fb%3Ax/state?x=/_synapse/admin/v1/statistics/users/media",
             "/_synapse/admin/v1/server_version",
