@@ -36,6 +36,11 @@ fn every_link_leads_somewhere() {
     ] {
         let text = read(file);
         let folder = project().join(file).parent().unwrap().to_path_buf();
+        // The files that a table lists.
+        for name in text.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` |")) {
+            let is_file = [".sql", ".md", ".jsonl"].iter().any(|end| name.0.ends_with(end));
+            assert!(!is_file || folder.join(name.0).exists(), "{file}: {}", name.0);
+        }
         for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
             if target.starts_with("https://") {
                 continue;
@@ -77,6 +82,30 @@ fn every_parameter_of_the_template_is_in_the_table_and_no_other() {
         if name.starts_with(char::is_uppercase) {
             assert!(outputs.contains(&format!("\n  {name}:")), "{name}");
         }
+    }
+}
+
+#[test]
+fn every_errcode_and_every_line_of_the_process_is_explained() {
+    let readme = read("README.md");
+    let errors = section(&readme, "## What an error means", "## ");
+    let source = read("src/error.rs");
+    let errcodes: BTreeSet<_> = source
+        .split('"')
+        .filter(|text| text.starts_with("M_") || text.starts_with("ORG_MATRIX_"))
+        .collect();
+    assert!(errcodes.len() > 5, "{errcodes:?}");
+    for errcode in errcodes {
+        assert!(errors.contains(&format!("`{errcode}`")), "{errcode}");
+    }
+
+    let watching = section(&readme, "## Watching", "### ");
+    for line in
+        ["the configuration is wrong", "not ready yet", "the event is of no gateway", "panicked"]
+    {
+        let sources = ["log", "service"].map(|file| read(&format!("src/{file}.rs"))).concat();
+        assert!(sources.contains(&format!("\"{line}")), "{line}");
+        assert!(watching.contains(&format!("\"{line}")), "{line}");
     }
 }
 
