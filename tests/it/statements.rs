@@ -398,10 +398,10 @@ fn asking_for(
 }
 
 /// How many of the last [`MISTAKES`] no recorded answer can notice, because no case asks for it.
-const NOT_RECORDED: usize = 3;
+const NOT_RECORDED: usize = 4;
 
 /// Ways to be wrong that a reader could overlook: what stands in the texts, and what instead.
-const MISTAKES: [(&str, &str); 22] = [
+const MISTAKES: [(&str, &str); 24] = [
     ("CASE WHEN users.user_id IS NULL THEN 0 ELSE users.files END", "users.files"),
     ("SELECT NULL, NULL, 0, (", "SELECT NULL, NULL, 1, ("),
     ("coalesce(sum(media_length), 0)::bigint", "sum(media_length)::bigint"),
@@ -411,7 +411,8 @@ const MISTAKES: [(&str, &str); 22] = [
     ("displayname, $5)", "displayname || lower(displayname) || upper(displayname), $5)"),
     ("THEN NULL ELSE users.user_id END", "THEN users.user_id END"),
     ("(SELECT count(*) FROM nobody)", "0"),
-    ("split_part(substr(users.user_id, 2), ':', 1)", "users.user_id"),
+    ("strpos(user_id || ':', ':')", "length(user_id || ':')"),
+    ("CASE WHEN left($5, 1) = '@'", "CASE WHEN false"),
     ("WHERE EXISTS (SELECT FROM local_media_repository WHERE user_id IS NULL)", "WHERE false"),
     ("LEFT JOIN profiles ON", "JOIN profiles ON"),
     ("LEFT JOIN (SELECT full_user_id", "JOIN (SELECT full_user_id"),
@@ -421,6 +422,7 @@ const MISTAKES: [(&str, &str); 22] = [
     ("walk.user_ids[cardinality(walk.user_ids)]", "walk.user_ids[1] || '!'"),
     ("SELECT DISTINCT ahead.user_id", "SELECT ahead.user_id"),
     ("NULLS", "NULLS"),
+    ("split_part(substr(users.user_id, 2), ':', 1)", "users.user_id"),
     ("AND left(users.user_id, 1) = '@'", ""),
     ("strpos(profile.displayname, $5) > 0", "profile.displayname ILIKE '%' || $5 || '%'"),
     (" OR strpos(full_user_id, $5) > 0 OFFSET 0", " OFFSET 0"),
