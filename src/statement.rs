@@ -222,9 +222,9 @@ macro_rules! filter {
     };
 }
 
-/// Whether a user's localpart matches, where join and filter both ask: for a million users that
-/// would be a fifth of the time. In an order by displayname only the filter does, and only of users
-/// whose displayname does not match.
+/// Whether a user's localpart matches, where join and filter both ask, so that it is found out only
+/// once. In an order by displayname only the filter does, and only of users whose displayname does
+/// not match.
 macro_rules! localpart_matches {
     (Displayname Matching) => {
         "NULL::boolean"
@@ -240,7 +240,7 @@ macro_rules! localpart_matches {
 /// The localpart is what follows a leading `@`, up to the first colon. Only an id that contains the
 /// term at all is worth a closer look. The first occurrence counts, because behind one that does not
 /// end before the colon no other does; only a term that begins with `@` itself can be found before
-/// the localpart, and has the id taken apart for it, which takes half as long again.
+/// the localpart, and has the id taken apart for it, which takes longer.
 macro_rules! localpart_of {
     ($user_id:literal) => {
         str_replace!(

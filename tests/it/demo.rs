@@ -10,12 +10,13 @@ use serde_json::Value;
 
 use crate::support::{homeserver::Homeserver, outer_variables, project, read};
 
-/// Ends all that a command has started, however the test ends.
+/// Ends all that a command has started, however the test ends. Not by SIGINT, which is ignored in
+/// whatever a shell has started in the background.
 struct Group(u32);
 
 impl Drop for Group {
     fn drop(&mut self) {
-        drop(Command::new("kill").args(["-INT", "--", &format!("-{}", self.0)]).status());
+        drop(Command::new("kill").args(["-TERM", "--", &format!("-{}", self.0)]).status());
     }
 }
 
