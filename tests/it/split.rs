@@ -255,13 +255,14 @@ fn splits_off_the_one_path(proxy: Proxy) {
     one.the_recorded_answers_arrive();
     one.the_request_arrives_as_it_was_sent();
     one.all_else_goes_to_the_homeserver();
+    one.the_homeserver_s_name_is_no_other_s();
     one.browsers_can_read_every_answer_but_a_refusal_of_others();
     one.an_api_that_does_not_answer_concerns_the_one_path_only();
     drop(surroundings);
     only_a_verified_api_is_asked(proxy);
     the_allow_list_is_for_the_one_path(proxy);
     what_is_closed_stays_closed(proxy);
-    after_the_timeout_a_browser_can_read_the_error(proxy);
+    after_the_timeout_nobody_asks_again_and_a_browser_can_read_the_error(proxy);
 }
 
 struct Split<'a> {
@@ -420,6 +421,18 @@ impl Split<'_> {
         assert!(self.surroundings.api.events().is_empty());
     }
 
+    fn the_homeserver_s_name_is_no_other_s(&self) {
+        let ask = |host| self.client.send("GET", PATH, &[ADMIN, ("Host", host)], "").status();
+        assert_eq!(ask("Matrix.Example.org:443"), 200, "{:?}", self.proxy);
+        assert_eq!(self.surroundings.api.events().len(), 1);
+        // To nginx and Caddy names are servers and sites, of which there is but one here.
+        if self.proxy == Proxy::Haproxy {
+            ask("matrix.example.com");
+            assert_eq!(self.surroundings.asked().len(), 1);
+            assert!(self.surroundings.api.events().is_empty());
+        }
+    }
+
     fn browsers_can_read_every_answer_but_a_refusal_of_others(&self) {
         let preflight = [
             ORIGIN,
@@ -565,18 +578,30 @@ fn what_is_closed_stays_closed(proxy: Proxy) {
     assert!(surroundings.asked().is_empty());
 }
 
-fn after_the_timeout_a_browser_can_read_the_error(proxy: Proxy) {
+fn after_the_timeout_nobody_asks_again_and_a_browser_can_read_the_error(proxy: Proxy) {
     let surroundings = Surroundings::of_conformance();
     let shorten = |text: String| {
         assert!(text.contains(" 30s"), "{text}");
-        text.replace(" 30s", " 1s")
+        let text = text.replace(" 30s", " 1s");
+        // What many configurations have for all that they serve.
+        let (before, common) = match proxy {
+            Proxy::Nginx => ("    location / {", "    error_page 500 502 503 504 /50x.html;\n"),
+            Proxy::Haproxy => {
+                ("    timeout connect", "    retries 3\n    retry-on all-retryable-errors\n")
+            }
+            Proxy::Caddy => return text,
+        };
+        assert!(text.contains(before), "{text}");
+        text.replacen(before, &format!("{common}{before}"), 1)
     };
     let client = surroundings.proxy(proxy, shorten).unwrap().ready().client;
+    let connections = surroundings.api.server.connections();
     // The API cannot tell anybody to wait longer.
     let held = surroundings.api.mood();
     let start = Instant::now();
     let answer = client.send("GET", PATH, &[ORIGIN, ADMIN], "");
     assert!(start.elapsed() < Duration::from_secs(3), "{proxy:?}");
+    assert!(surroundings.api.server.connections() <= connections + 1, "{proxy:?}");
     drop(held);
     assert_eq!((answer.status(), allowed_origin(&answer)), (504, Some("*")), "{proxy:?}");
 }

@@ -182,7 +182,7 @@ impl Client {
         Self { port, name, config: tls.client() }
     }
 
-    /// Sends a request on a connection of its own. `Host` is added, and the length of a body.
+    /// Sends a request on a connection of its own. `Host` is added where there is none, and the length of a body.
     pub fn send(
         &self,
         method: &str,
@@ -192,14 +192,14 @@ impl Client {
     ) -> Message {
         let mut message = Message {
             start: format!("{method} {target} HTTP/1.1"),
-            headers: vec![
-                ("Host".to_owned(), self.name.to_owned()),
-                ("Connection".to_owned(), "close".to_owned()),
-            ],
+            headers: vec![("Connection".to_owned(), "close".to_owned())],
             body: body.to_owned(),
         };
         let pairs = headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         message.headers.extend(pairs);
+        if !headers.iter().any(|(name, _)| *name == "Host") {
+            message.headers.push(("Host".to_owned(), self.name.to_owned()));
+        }
         if !body.is_empty() {
             message.headers.push(("Content-Length".to_owned(), body.len().to_string()));
         }
