@@ -13,15 +13,18 @@ BEGIN;
 DO $$ BEGIN
     IF EXISTS (
         SELECT FROM pg_roles, pg_class
-        WHERE rolname = 'media_usage' AND pg_class.oid IN ('users'::regclass, 'local_media_repository'::regclass)
+        WHERE rolname = 'media_usage' AND pg_class.oid IN ('users'::regclass, 'access_tokens'::regclass,
+                'devices'::regclass, 'profiles'::regclass, 'local_media_repository'::regclass)
             AND (rolsuper OR rolcreaterole OR pg_has_role(pg_roles.oid, relowner, 'MEMBER')
-                OR has_table_privilege(pg_roles.oid, pg_class.oid, 'INSERT, UPDATE, DELETE'))
+                OR has_any_column_privilege(pg_roles.oid, pg_class.oid, 'INSERT, UPDATE')
+                OR has_table_privilege(pg_roles.oid, pg_class.oid, 'DELETE, TRUNCATE'))
     ) THEN
         RAISE EXCEPTION 'media_usage is not a role for the function: it may write to the homeserver, or create roles. Take a new one. Nothing has been changed.';
     ELSIF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'media_usage') THEN
-        CREATE ROLE media_usage LOGIN;
+        CREATE ROLE media_usage;
     END IF;
 END $$;
+ALTER ROLE media_usage LOGIN;
 
 -- The function asks for both itself. As the role's defaults they also hold where a pooler stands
 -- between, and for whoever else gets hold of the role.

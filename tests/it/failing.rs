@@ -19,6 +19,7 @@ use crate::{
         function::Function,
         gateway::Gateway,
         proxy::Proxy,
+        read,
     },
 };
 
@@ -169,6 +170,12 @@ fn sigterm_closes_the_connection_politely() {
         if is_polite {
             let (log, status) = function.terminate();
             assert!(status.success(), "{status}: {log}");
+            // lambda_runtime's own words, which are in no format of ours.
+            let words: Vec<_> = log.lines().filter(|line| line.starts_with('[')).collect();
+            assert_eq!(words.len(), 3, "{log}");
+            for words in [words[0], words[2]] {
+                assert!(read("README.md").contains(&format!("\"{words}\"")), "{words}");
+            }
         } else {
             function.stop();
         }
