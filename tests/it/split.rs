@@ -256,6 +256,7 @@ fn splits_off_the_one_path(proxy: Proxy) {
     one.the_request_arrives_as_it_was_sent();
     one.all_else_goes_to_the_homeserver();
     one.the_homeserver_s_name_is_no_other_s();
+    one.nobody_can_choose_the_address_that_is_seen();
     one.browsers_can_read_every_answer_but_a_refusal_of_others();
     one.an_api_that_does_not_answer_concerns_the_one_path_only();
     drop(surroundings);
@@ -419,6 +420,14 @@ impl Split<'_> {
             }
         }
         assert!(self.surroundings.api.events().is_empty());
+    }
+
+    fn nobody_can_choose_the_address_that_is_seen(&self) {
+        let forged = ("X-Forwarded-For", "203.0.113.66");
+        self.client.send("GET", "/_matrix/client/versions", &[forged], "");
+        assert_eq!(self.surroundings.asked()[0].header("x-forwarded-for"), ["127.0.0.1"]);
+        self.get("limit=1", &[ADMIN, forged]);
+        assert_eq!(self.event()["headers"]["x-forwarded-for"], "127.0.0.1", "{:?}", self.proxy);
     }
 
     fn the_homeserver_s_name_is_no_other_s(&self) {
