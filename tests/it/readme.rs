@@ -233,13 +233,15 @@ const RUN: [(&str, &str); 18] = [
 ];
 
 /// What runs each target of `make`: a file, and how it says so.
-const TARGETS: [(&str, &str, &str); 8] = [
+const TARGETS: [(&str, &str, &str); 9] = [
     ("demo", "tests/it/demo.rs", "HOMESERVER_URL="),
     ("serve", "tests/it/demo.rs", "HOMESERVER_URL="),
     ("test", ".ci/run", "make test"),
     ("lint", "Makefile", "\ntest: lint build "),
     ("build", "Makefile", "\ntest: lint build "),
     ("bench", "Makefile", "--bench bench -- --smoke"),
+    // In small.
+    ("soak", "tests/it/soak.rs", "SOAK_FAULTS"),
     ("fuzz", ".github/workflows/ci.yml", "make fuzz"),
     ("release", ".github/workflows/ci.yml", "make release"),
 ];
