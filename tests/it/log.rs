@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use aho_corasick::AhoCorasick;
 use serde_json::Value;
 
 use crate::support::{
@@ -82,9 +83,10 @@ fn no_token_search_term_or_row_is_logged_at_any_level() {
         let log = function.stop();
         assert!(log.lines().count() > 100, "the log is not talkative:\n{log}");
         assert!(log.contains("42P01"), "the log does not name the cause:\n{log}");
-        for secret in &secrets {
-            assert!(!log.contains(secret.as_str()), "{secret:?} was logged");
-        }
+        // All at once: one by one, hundreds take long to find in a log of such a level.
+        let logged =
+            AhoCorasick::new(&secrets).unwrap().find(&log).map(|found| &log[found.range()]);
+        assert_eq!(logged, None);
     }
 }
 
