@@ -1,6 +1,6 @@
 -- The role that the function logs in as, with the least that suffices. Run it in Synapse's database
 -- on the primary, as a role that may create roles; the replica gets it from there. Running it again
--- is harmless.
+-- leaves the role with exactly the rights below.
 --
 --   psql -d synapse -f src/sql/role.sql
 --
@@ -9,17 +9,20 @@
 BEGIN;
 
 -- A name that is there already may be the homeserver's own role, and read-only that one would stop
--- the homeserver.
+-- the homeserver; or another's, and stop that. So a role that is there already may own nothing, be in
+-- no other role, and do no more than read.
 DO $$ BEGIN
     IF EXISTS (
-        SELECT FROM pg_roles, pg_class
-        WHERE rolname = 'media_usage' AND pg_class.oid IN ('users'::regclass, 'access_tokens'::regclass,
-                'devices'::regclass, 'profiles'::regclass, 'local_media_repository'::regclass)
-            AND (rolsuper OR rolcreaterole OR pg_has_role(pg_roles.oid, relowner, 'MEMBER')
-                OR has_any_column_privilege(pg_roles.oid, pg_class.oid, 'INSERT, UPDATE')
-                OR has_table_privilege(pg_roles.oid, pg_class.oid, 'DELETE, TRUNCATE'))
+        SELECT FROM pg_roles AS role
+        WHERE rolname = 'media_usage' AND (
+            rolsuper OR rolcreaterole
+            OR EXISTS (SELECT FROM pg_shdepend WHERE refclassid = 'pg_authid'::regclass AND refobjid = role.oid AND deptype = 'o')
+            OR EXISTS (SELECT FROM pg_auth_members WHERE member = role.oid AND roleid IS DISTINCT FROM to_regrole('rds_iam'))
+            OR EXISTS (SELECT FROM pg_class, aclexplode(relacl) WHERE grantee = role.oid AND privilege_type <> 'SELECT')
+            OR EXISTS (SELECT FROM pg_attribute, aclexplode(attacl) WHERE grantee = role.oid AND privilege_type <> 'SELECT')
+        )
     ) THEN
-        RAISE EXCEPTION 'media_usage is not a role for the function: it may write to the homeserver, or create roles. Take a new one. Nothing has been changed.';
+        RAISE EXCEPTION 'media_usage is not a role for the function: it owns something, is in another role, or may do more than read. Take a new one. Nothing has been changed.';
     ELSIF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'media_usage') THEN
         CREATE ROLE media_usage;
     END IF;
@@ -31,6 +34,9 @@ ALTER ROLE media_usage LOGIN;
 ALTER ROLE media_usage SET default_transaction_read_only = on;
 ALTER ROLE media_usage SET statement_timeout = '20s';
 
+-- Whatever it was granted before, by this file or by somebody else.
+REVOKE ALL ON users, access_tokens, devices, profiles, account_validity, local_media_repository FROM media_usage;
+
 -- Everybody has it unless it was taken away.
 GRANT USAGE ON SCHEMA public TO media_usage;
 
@@ -39,9 +45,9 @@ GRANT SELECT (token, user_id, puppets_user_id, valid_until_ms) ON access_tokens 
 GRANT SELECT (full_user_id, displayname) ON profiles TO media_usage;
 GRANT SELECT (user_id, media_length, created_ts) ON local_media_repository TO media_usage;
 
--- Only with MAS_ENDPOINT:
+-- Only with MAS_ENDPOINT, and again whenever this file has been run:
 -- GRANT SELECT (user_id, device_id, hidden) ON devices TO media_usage;
--- Only with ACCOUNT_VALIDITY:
+-- Only with ACCOUNT_VALIDITY, likewise:
 -- GRANT SELECT (user_id, expiration_ts_ms) ON account_validity TO media_usage;
 
 COMMIT;

@@ -178,7 +178,13 @@ fn the_role_is_made_and_removed_as_written() {
     let admins = sql("SELECT 'admin:' || name FROM users WHERE admin = 1");
     assert!(admins.contains("admin:@alice:example.org") && !admins.contains("bob"), "{admins}");
 
+    // Where it fails, here because the role has rights in another database, nobody is left a member.
     let removal = deploy.split('`').find(|text| text.contains("DROP OWNED BY")).unwrap();
+    let elsewhere = format!("psql -X -d postgres -c '{removal}' 2>&1 || true");
+    assert!(shell(&elsewhere).contains("cannot be dropped"));
+    let members =
+        "SELECT 'members:' || count(*) FROM pg_auth_members WHERE roleid = 'media_usage'::regrole";
+    assert!(sql(members).contains("members:0"));
     sql(removal);
     assert!(!sql("\\du").contains("media_usage"));
 }
