@@ -162,7 +162,7 @@ impl Authenticator {
     ///
     /// # Errors
     ///
-    /// As [`Client::new`](crate::http::Client::new).
+    /// As [`Client::new`](crate::client::Client::new).
     pub fn new(config: Authentication) -> Result<Self, rustls::Error> {
         let backend = match config.mas {
             None => Backend::Internal { account_validity: config.account_validity },

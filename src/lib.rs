@@ -3,7 +3,7 @@
 //! A query string and a token come in, one read-only question is asked of the replica, one JSON
 //! page goes out. One request, module by module:
 //!
-//! 1. [`event`]: the invocation event of whichever gateway becomes an HTTP request.
+//! 1. [`gateway`]: the invocation event of whichever gateway becomes an HTTP request.
 //! 2. [`service`]: `OPTIONS` is answered, any other path or method refused.
 //! 3. [`query`]: [`Args`](query::Args) reads the query string once, for the token and the parameters.
 //! 4. [`auth`]: the token is found, looked up and becomes an [`Admin`](auth::Admin), the evidence
@@ -13,7 +13,7 @@
 //! 6. [`statement`] picks one of the SQL texts that exist, [`media_usage`](mod@media_usage) binds
 //!    and reads, [`postgres`] lends it the connection.
 //! 7. [`page`]: the rows become a body that the gateway can carry.
-//! 8. [`report`]: what became of it is one line in the log.
+//! 8. [`request_log`]: what became of it is one line in the log.
 //! 9. [`error`]: whatever failed on the way is a Matrix error, made in one place.
 //!
 //! # Why is there no pool?
@@ -28,16 +28,16 @@
 
 pub mod auth;
 pub mod aws;
+pub mod client;
 pub mod config;
 pub mod credentials;
 pub mod error;
-pub mod event;
-pub mod http;
+pub mod gateway;
 pub mod log;
 pub mod media_usage;
 pub mod page;
 pub mod postgres;
 pub mod query;
-pub mod report;
+pub mod request_log;
 pub mod service;
 pub mod statement;

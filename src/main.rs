@@ -8,7 +8,7 @@ use std::{
 use lambda_runtime::{LambdaEvent, service_fn};
 use synapse_media_usage::{
     config::Config,
-    event::Event,
+    gateway::Event,
     log,
     service::{Now, Service},
 };

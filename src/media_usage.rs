@@ -9,7 +9,7 @@ use crate::{
     page::{Budget, Page, UserMedia},
     postgres::{Connection, failure},
     query::{MediaUsageQuery, SearchTerm},
-    report::Progress,
+    request_log::Progress,
     statement::Statement,
 };
 

@@ -14,12 +14,12 @@ use crate::{
     auth::{AccessToken, Authenticator, Claim},
     config::{Config, ConfigError},
     error::Error,
-    event::{Answer, Event, Kind, RawQuery},
+    gateway::{Answer, Event, Kind, RawQuery},
     media_usage::media_usage,
     page::Budget,
     postgres::{self, Connection, Connector},
     query::{Args, MediaUsageQuery},
-    report::{Progress, Report},
+    request_log::{Progress, Report},
 };
 
 /// The endpoint's path, as Synapse has it.

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use url::Url;
 
 use super::{AccessToken, object};
-use crate::{error::Error, http::Client};
+use crate::{client::Client, error::Error};
 
 /// How many questions may be asked at once.
 const MOST_QUESTIONS: i64 = 10;

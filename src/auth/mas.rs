@@ -22,9 +22,9 @@ use url::form_urlencoded;
 use super::{AccessToken, Admin, Claim, homeserver::Homeserver, object};
 use crate::{
     aws::{Aws, Failure, Stage},
+    client::Client,
     config::{MasConfig, MasSecret},
     error::Error,
-    http::Client,
     postgres::{Connection, failure},
     statement,
 };

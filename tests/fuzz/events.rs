@@ -26,7 +26,7 @@ use synapse_media_usage::{
     auth::AccessToken,
     config::Config,
     error::Error,
-    event::{Event, Kind, RawQuery},
+    gateway::{Event, Kind, RawQuery},
     query::{Args, MediaUsageQuery},
     service::{Now, PATH, Service},
 };

@@ -7,7 +7,7 @@ use lambda_http::{
     http::{HeaderName, HeaderValue, Method},
 };
 use synapse_media_usage::{
-    event::RawQuery,
+    gateway::RawQuery,
     page::Budget,
     service::{Now, Service},
 };

@@ -8,10 +8,10 @@ use crate::support::{project, read};
 /// A module may import from those before it. On one level they may not import each other.
 const LEVELS: [&[&str]; 9] = [
     &["error"],
-    &["query", "page", "config", "log", "aws", "http"],
+    &["query", "page", "config", "log", "aws", "client"],
     &["statement", "credentials"],
-    &["postgres", "event"],
-    &["auth", "report"],
+    &["postgres", "gateway"],
+    &["auth", "request_log"],
     &["media_usage"],
     &["service"],
     &["lib"],

@@ -8,7 +8,7 @@ use proptest::{
 };
 use serde_json::{Map, Value, json};
 use synapse_media_usage::{
-    event::Event,
+    gateway::Event,
     query::{Args, MediaUsageQuery},
 };
 

@@ -15,7 +15,7 @@ use tracing::Level;
 
 use crate::{
     error::Error,
-    event::Kind,
+    gateway::Kind,
     query::{Direction, MediaUsageQuery, OrderBy},
     statement::Shape,
 };
