@@ -8,20 +8,18 @@ use std::collections::BTreeSet;
 use serde_json::json;
 use synapse_media_usage::{config::Config, service::Service};
 
-use crate::{
+use crate::support::{
+    NOW_MS,
     asking::{
         ADMIN, CLIENT_API, DEVICE, SERVER_NAME, UNSTABLE_DEVICE, Variables, ask, ask_at,
         ask_function, assert_is, case, case_by_query, database, introspected,
     },
-    conformance,
-    support::{
-        NOW_MS, block_on,
-        database::{Database, SCHEMAS},
-        homeserver::{Homeserver, owner, refusal},
-        mas::{Mas, SECRET},
-        read,
-        server::{Answer, Reply},
-    },
+    block_on, conformance,
+    database::{Database, SCHEMAS},
+    homeserver::{Homeserver, owner, refusal},
+    mas::{Mas, SECRET},
+    read,
+    server::{Answer, Reply},
 };
 
 /// Every way in, as a table of decisions: of the rows that fit a request the first one counts, so

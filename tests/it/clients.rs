@@ -6,9 +6,12 @@ use std::{collections::BTreeSet, fs, process::Command};
 use serde_json::Value;
 use synapse_media_usage::service::PATH;
 
-use crate::{
-    split::{Proxy, Running, Surroundings},
-    support::{block_on, database::Database, function::Function, project, read},
+use crate::support::{
+    block_on,
+    database::Database,
+    function::Function,
+    project, read,
+    reverse_proxy::{Proxy, Running, Surroundings},
 };
 
 const ADMIN: (&str, &str) = ("Authorization", "Bearer admin");

@@ -2,10 +2,7 @@
 
 use serde_json::Value;
 
-use crate::{
-    events::request,
-    support::{function::Function, gateway::Gateway, read},
-};
+use crate::support::{cases::request, function::Function, gateway::Gateway, read};
 
 #[test]
 fn a_function_that_cannot_be_configured_still_answers() {

@@ -4,29 +4,12 @@ use serde_json::{Value, json};
 
 use crate::support::{
     block_on,
-    cases::Case,
+    cases::{first_page, request},
     database::Database,
     function::Function,
-    gateway::{GATEWAYS, Gateway},
+    gateway::{GATEWAYS, Gateway, assert_matrix_answer},
     read,
 };
-
-/// A good request.
-pub fn first_page() -> Case {
-    request(Some("limit=2"))
-}
-
-/// A request of an admin with the given query string.
-pub fn request(query: Option<&str>) -> Case {
-    serde_json::from_value(json!({
-        "name": "request",
-        "method": "GET",
-        "path": "/_synapse/admin/v1/statistics/users/media",
-        "query": query,
-        "headers": [["Authorization", "Bearer syt_admin_ok"]],
-    }))
-    .unwrap()
-}
 
 #[test]
 fn hostile_events_are_survived() {
@@ -204,30 +187,6 @@ fn an_authorization_header_that_no_server_lets_through_is_not_a_missing_one() {
             };
             assert_eq!(answer, expected, "{gateway:?} {second:?}");
         }
-    }
-}
-
-/// A page, or a Matrix error, with CORS.
-pub fn assert_matrix_answer(response: &Value, input: &[u8]) {
-    let shown = || format!("{}\n{response}", String::from_utf8_lossy(input));
-    let status = response["statusCode"].as_u64().unwrap_or_else(|| panic!("{}", shown()));
-    let headers = if response["headers"].is_null() {
-        &response["multiValueHeaders"]
-    } else {
-        &response["headers"]
-    };
-    assert!(!headers["access-control-allow-origin"].is_null(), "{}", shown());
-    let text = response["body"].as_str().unwrap_or_else(|| panic!("{}", shown()));
-    if status == 204 {
-        assert!(text.is_empty(), "{}", shown());
-        return;
-    }
-    let body: Value = serde_json::from_str(text).unwrap_or_else(|_| panic!("{}", shown()));
-    if status == 200 {
-        assert!(body["users"].is_array() && body["total"].is_u64(), "{}", shown());
-    } else {
-        let is_text = |field: &str| body[field].as_str().is_some_and(|text| !text.is_empty());
-        assert!(is_text("errcode") && is_text("error"), "{}", shown());
     }
 }
 

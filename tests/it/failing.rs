@@ -10,25 +10,15 @@ use std::{
 use serde_json::Value;
 use sqlx::Connection as _;
 
-use crate::{
-    events::request,
-    session::{ask, start},
-    support::{
-        block_on,
-        database::{Database, cluster},
-        function::Function,
-        gateway::Gateway,
-        proxy::Proxy,
-        read,
-    },
+use crate::support::{
+    block_on,
+    cases::request,
+    database::{Database, cluster, lock_media},
+    function::{Function, ask, start},
+    gateway::Gateway,
+    proxy::Proxy,
+    read,
 };
-
-/// Keeps the media from being read as long as the connection lives.
-pub async fn lock_media(database: &Database) -> sqlx::PgConnection {
-    let mut superuser = database.superuser().await;
-    sqlx::raw_sql("BEGIN; LOCK local_media_repository").execute(&mut superuser).await.unwrap();
-    superuser
-}
 
 /// How many statements of the function the server is working on.
 async fn statements(database: &Database) -> i64 {

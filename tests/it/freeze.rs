@@ -6,15 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{
-    events::first_page,
-    support::{
-        block_on,
-        database::{Database, cluster},
-        function::Function,
-        gateway::Gateway,
-        proxy::{Fault, Place, Plan, Proxy},
-    },
+use crate::support::{
+    block_on,
+    cases::first_page,
+    database::{Database, cluster},
+    function::Function,
+    gateway::Gateway,
+    proxy::{Fault, Place, Plan, Proxy},
 };
 
 /// How long the server and the proxy keep an idle connection.

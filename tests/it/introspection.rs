@@ -8,22 +8,19 @@ use lambda_http::http::Method;
 use serde_json::json;
 use synapse_media_usage::service::Now;
 
-use crate::{
+use crate::support::{
+    NOW,
     asking::{
         ADMIN, CLIENT_API, DEVICE, IN_VAIN, SERVER_NAME, UNSTABLE_CLIENT_API, UNSTABLE_DEVICE,
         Variables, ask, ask_at, ask_case, ask_function, assert_is, case, case_by_query, database,
         introspected, introspection,
     },
-    conformance,
-    credentials::{AWS, Secret, TOKENS},
-    events,
-    support::{
-        NOW, block_on,
-        homeserver::{Homeserver, owner},
-        mas::{Mas, SECRET},
-        read,
-        server::{Answer, Framing, Refusing, Reply},
-    },
+    aws::{AWS, Secret, TOKENS},
+    block_on, cases, conformance,
+    homeserver::{Homeserver, owner},
+    mas::{Mas, SECRET},
+    read,
+    server::{Answer, Framing, Refusing, Reply},
 };
 
 #[test]
@@ -55,7 +52,7 @@ fn nobody_is_asked_before_there_is_one_token() {
         let internal = Variables::of(&database).homeserver(&homeserver);
         for variables in [internal.clone().mas(&mas), internal] {
             let service = variables.service();
-            let mut cases = vec![events::request(None); 7];
+            let mut cases = vec![cases::request(None); 7];
             cases[0].headers.clear();
             cases[1].headers[0].1 = "Basic YTpi".to_owned();
             let header = cases[2].headers[0].clone();

@@ -1,7 +1,6 @@
 //! The integration tests: one binary, one database cluster.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 
-mod asking;
 mod auth;
 mod clients;
 mod configuration;

@@ -3,9 +3,8 @@
 
 use serde_json::Value;
 
-use crate::{
-    events::request,
-    support::{block_on, database::Database, function::Function, gateway::Gateway},
+use crate::support::{
+    block_on, cases::request, database::Database, function::Function, gateway::Gateway,
 };
 
 const USERS: usize = 9_000;

@@ -7,9 +7,10 @@ use synapse_media_usage::{
     statement::{Shape, Statement},
 };
 
-use crate::{
-    statements::bound,
-    support::{block_on, database::Database, read},
+use crate::support::{
+    block_on,
+    database::{Database, bound},
+    read,
 };
 
 /// A scan that was really made: an arm of a choice that was not taken has none.

@@ -11,19 +11,15 @@ use std::{
 use serde::Deserialize;
 use sqlx::{Connection as _, PgConnection, Row, postgres::PgConnectOptions};
 
-use crate::{
+use crate::support::{
+    self, block_on,
+    cases::request,
     conformance,
-    events::request,
-    failing::lock_media,
-    session::{TRAP, ask},
-    support::{
-        self, block_on,
-        database::{Database, cluster},
-        function::Function,
-        gateway::Gateway,
-        project,
-        proxy::Proxy,
-    },
+    database::{Database, TRAP, cluster, lock_media},
+    function::{Function, ask},
+    gateway::Gateway,
+    project,
+    proxy::Proxy,
 };
 
 /// A pgbouncer before the cluster, with one server connection a database.

@@ -12,13 +12,11 @@ use synapse_media_usage::{
     query::{Args, MediaUsageQuery},
 };
 
-use crate::{
-    events::{assert_matrix_answer, request},
-    support::{
-        NOW, block_on,
-        database::Database,
-        gateway::{GATEWAYS, Gateway},
-    },
+use crate::support::{
+    NOW, block_on,
+    cases::request,
+    database::Database,
+    gateway::{GATEWAYS, Gateway, assert_matrix_answer},
 };
 
 fn runner(cases: u32) -> TestRunner {

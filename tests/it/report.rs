@@ -6,15 +6,13 @@ use std::collections::BTreeSet;
 use aws_sdk_secretsmanager::primitives::{DateTime, DateTimeFormat};
 use serde_json::{Value, json};
 
-use crate::{
-    events::request,
-    support::{
-        block_on,
-        database::Database,
-        function::Function,
-        gateway::{GATEWAYS, Gateway},
-        read,
-    },
+use crate::support::{
+    block_on,
+    cases::request,
+    database::Database,
+    function::Function,
+    gateway::{GATEWAYS, Gateway},
+    read,
 };
 
 /// The lines that these requests leave: each a query string and a token.

@@ -2,41 +2,16 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
 use synapse_media_usage::{config::Config, postgres::Connector};
 
-use crate::{
-    events::request,
-    support::{
-        NOW_MS, block_on,
-        database::{Database, cluster},
-        function::Function,
-        gateway::Gateway,
-        proxy::{Proxy, round_trips},
-    },
+use crate::support::{
+    NOW_MS, block_on,
+    cases::request,
+    database::{Database, TRAP, cluster},
+    function::{Function, ask, start},
+    gateway::Gateway,
+    proxy::{Proxy, round_trips},
 };
-
-/// Status and body of a first page.
-pub fn ask(function: &Function) -> (u64, Value) {
-    let event = Gateway::HttpApi.event(&request(Some("limit=1"))).unwrap();
-    let response = function.invoke(event.to_string().as_bytes()).unwrap();
-    let body = serde_json::from_str(response["body"].as_str().unwrap()).unwrap();
-    (response["statusCode"].as_u64().unwrap(), body)
-}
-
-pub fn start(url: &str) -> Function {
-    Function::start(&[("DATABASE_URL", url)])
-}
-
-/// Makes the table of media a view that writes whenever it is read, as an attacker with rights on
-/// the database could.
-pub const TRAP: &str = "
-    CREATE TABLE written (n int);
-    CREATE FUNCTION trap() RETURNS boolean LANGUAGE plpgsql VOLATILE SECURITY DEFINER AS
-      $$ BEGIN INSERT INTO written VALUES (1); RETURN true; END $$;
-    ALTER TABLE local_media_repository RENAME TO media;
-    CREATE VIEW local_media_repository AS SELECT * FROM media WHERE trap();
-    GRANT SELECT ON local_media_repository TO media_usage;";
 
 #[test]
 fn nothing_in_the_database_makes_the_function_write() {

@@ -10,14 +10,10 @@ use std::{
     time::Duration,
 };
 
-use crate::{
-    conformance,
-    session::ask,
-    support::{
-        block_on,
-        database::{Cluster, Database, service},
-        function::Function,
-    },
+use crate::support::{
+    block_on, conformance,
+    database::{Cluster, Database, service},
+    function::{Function, ask},
 };
 
 /// A primary and its standby.

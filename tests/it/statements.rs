@@ -13,14 +13,14 @@ use proptest::{
 use sqlx::{PgConnection, Row};
 use synapse_media_usage::{
     page::UserMedia,
-    query::{Args, Direction, MediaUsageQuery, OrderBy, SearchTerm},
+    query::{Args, Direction, MediaUsageQuery, OrderBy},
     statement::{ACCESS_TOKEN, STATEMENTS, Statement},
 };
 
 use crate::support::{
     block_on,
     cases::{Case, cases},
-    database::{Database, SCHEMAS},
+    database::{Database, SCHEMAS, bound},
 };
 
 /// What a page statement answers.
@@ -28,19 +28,6 @@ use crate::support::{
 struct Answer {
     total: i64,
     users: Vec<UserMedia>,
-}
-
-/// A text with the parameters of a query, as the function binds them.
-pub fn bound<'q>(
-    sql: &'q str,
-    query: &'q MediaUsageQuery,
-) -> sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments> {
-    sqlx::query(sql)
-        .bind(query.limit)
-        .bind(query.from)
-        .bind(query.window.after)
-        .bind(query.window.until)
-        .bind(query.search_term.as_ref().map(SearchTerm::expose))
 }
 
 /// Runs a text as the function does.

@@ -9,14 +9,11 @@ use std::{
 
 use sqlx::Connection as _;
 
-use crate::{
-    session::ask,
-    support::{
-        block_on,
-        database::{Cluster, Database},
-        function::Function,
-        read,
-    },
+use crate::support::{
+    block_on,
+    database::{Cluster, Database},
+    function::{Function, ask},
+    read,
 };
 
 /// Changes a setting of the server, and waits until new sessions have it.

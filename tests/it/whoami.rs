@@ -14,19 +14,17 @@ use rustls::{
 };
 use serde_json::{Value, json};
 
-use crate::{
+use crate::support::{
+    NOW,
     asking::{
         ADMIN, CLIENT_API, Variables, ask, ask_at, ask_case, ask_function, assert_is, case,
         case_by_query, database, introspected,
     },
-    conformance,
-    support::{
-        NOW, block_on,
-        database::cluster,
-        homeserver::{Homeserver, owner, refusal},
-        mas::Mas,
-        server::{Answer, Reply},
-    },
+    block_on, conformance,
+    database::cluster,
+    homeserver::{Homeserver, owner, refusal},
+    mas::Mas,
+    server::{Answer, Reply},
 };
 
 #[test]

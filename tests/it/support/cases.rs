@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::read;
 
@@ -50,6 +50,23 @@ pub fn cases() -> Vec<Case> {
         .collect();
     assert_eq!(cases.len(), 427);
     cases
+}
+
+/// A good request.
+pub fn first_page() -> Case {
+    request(Some("limit=2"))
+}
+
+/// A request of an admin with the given query string.
+pub fn request(query: Option<&str>) -> Case {
+    serde_json::from_value(json!({
+        "name": "request",
+        "method": "GET",
+        "path": "/_synapse/admin/v1/statistics/users/media",
+        "query": query,
+        "headers": [["Authorization", "Bearer syt_admin_ok"]],
+    }))
+    .unwrap()
 }
 
 impl Case {

@@ -10,6 +10,7 @@ use sqlx::{Connection, PgConnection, postgres::PgConnectOptions};
 use synapse_media_usage::{
     config::{Config, ConfigError},
     postgres::Connector,
+    query::{MediaUsageQuery, SearchTerm},
     service::Service,
 };
 use tokio::sync::Mutex;
@@ -207,4 +208,34 @@ fn without_suspended(rows: &str) -> String {
     let (users, others) = rows.split_once(";\n\nINSERT INTO profiles").unwrap();
     let users = users.replace(", suspended)", ")").replace(", false)", ")").replace(", true)", ")");
     format!("{users};\n\nINSERT INTO profiles{others}")
+}
+
+/// Makes the table of media a view that writes whenever it is read, as an attacker with rights on
+/// the database could.
+pub const TRAP: &str = "
+    CREATE TABLE written (n int);
+    CREATE FUNCTION trap() RETURNS boolean LANGUAGE plpgsql VOLATILE SECURITY DEFINER AS
+      $$ BEGIN INSERT INTO written VALUES (1); RETURN true; END $$;
+    ALTER TABLE local_media_repository RENAME TO media;
+    CREATE VIEW local_media_repository AS SELECT * FROM media WHERE trap();
+    GRANT SELECT ON local_media_repository TO media_usage;";
+
+/// Keeps the media from being read as long as the connection lives.
+pub async fn lock_media(database: &Database) -> sqlx::PgConnection {
+    let mut superuser = database.superuser().await;
+    sqlx::raw_sql("BEGIN; LOCK local_media_repository").execute(&mut superuser).await.unwrap();
+    superuser
+}
+
+/// A text with the parameters of a query, as the function binds them.
+pub fn bound<'q>(
+    sql: &'q str,
+    query: &'q MediaUsageQuery,
+) -> sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments> {
+    sqlx::query(sql)
+        .bind(query.limit)
+        .bind(query.from)
+        .bind(query.window.after)
+        .bind(query.window.until)
+        .bind(query.search_term.as_ref().map(SearchTerm::expose))
 }

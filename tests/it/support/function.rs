@@ -36,7 +36,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{block_on, outer_variables, project};
+use super::{block_on, cases::request, gateway::Gateway, outer_variables, project};
 
 /// What came of an invocation: the function's response, or the error that it reported.
 pub type Outcome = Result<Value, Value>;
@@ -228,6 +228,18 @@ impl Drop for Function {
         let _ = self.process.get_mut().kill();
         let _ = self.process.get_mut().wait();
     }
+}
+
+/// Status and body of a first page.
+pub fn ask(function: &Function) -> (u64, Value) {
+    let event = Gateway::HttpApi.event(&request(Some("limit=1"))).unwrap();
+    let response = function.invoke(event.to_string().as_bytes()).unwrap();
+    let body = serde_json::from_str(response["body"].as_str().unwrap()).unwrap();
+    (response["statusCode"].as_u64().unwrap(), body)
+}
+
+pub fn start(url: &str) -> Function {
+    Function::start(&[("DATABASE_URL", url)])
 }
 
 /// Sends a signal to a process.

@@ -1,7 +1,10 @@
 //! What the tests stand on: a real PostgreSQL, the real binary behind a Lambda Runtime API, the
 //! events of every gateway kind, and the recorded cases.
 
+pub mod asking;
+pub mod aws;
 pub mod cases;
+pub mod conformance;
 pub mod database;
 pub mod function;
 pub mod gateway;
@@ -11,6 +14,7 @@ pub mod http_api;
 pub mod iam;
 pub mod mas;
 pub mod proxy;
+pub mod reverse_proxy;
 pub mod server;
 
 use std::{

@@ -10,19 +10,17 @@ use synapse_media_usage::{
     service::{Now, Service},
 };
 
-use crate::{
-    conformance, events,
-    support::{
-        NOW, NOW_MS,
-        cases::{self, Case},
-        database::Database,
-        function::Function,
-        gateway::Gateway,
-        homeserver::Homeserver,
-        mas::{Mas, SECRET},
-        read,
-        server::Answer,
-    },
+use super::{
+    NOW, NOW_MS,
+    cases::{self, Case},
+    conformance,
+    database::Database,
+    function::Function,
+    gateway::Gateway,
+    homeserver::Homeserver,
+    mas::{Mas, SECRET},
+    read,
+    server::Answer,
 };
 
 pub const CLIENT_API: &str = "urn:matrix:client:api:*";
@@ -103,7 +101,7 @@ pub fn assert_is(outcome: &Outcome, said: &str, about: &str) {
 
 /// A request with a token in its header.
 pub fn case(token: &str) -> Case {
-    let mut case = events::request(Some("limit=1"));
+    let mut case = cases::request(Some("limit=1"));
     case.headers = vec![("Authorization".to_owned(), format!("Bearer {token}"))];
     case
 }
@@ -113,7 +111,7 @@ pub fn case_by_query(token: &str) -> Case {
     let query = url::form_urlencoded::Serializer::new(String::new())
         .append_pair("access_token", token)
         .finish();
-    let mut case = events::request(Some(&query));
+    let mut case = cases::request(Some(&query));
     case.headers.clear();
     case
 }
