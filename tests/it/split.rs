@@ -288,13 +288,13 @@ impl Split<'_> {
     }
 
     fn an_api_that_does_not_answer_concerns_the_one_path_only(&self) {
-        self.surroundings.api.server.hang_up(true);
+        *self.surroundings.api.mood() = Mood::HangsUp;
         let answer = self.get("limit=1", &[ORIGIN, ADMIN]);
         assert!([502, 503].contains(&answer.status()), "{:?}: {answer:?}", self.proxy);
         assert_eq!(allowed_origin(&answer), Some("*"), "{:?}", self.proxy);
         assert!(self.surroundings.asked().is_empty());
         assert_eq!(self.client.send("GET", "/x", &[], "").status(), 200);
-        self.surroundings.api.server.hang_up(false);
+        *self.surroundings.api.mood() = Mood::Plain;
         assert_eq!(self.get("limit=1", &[ADMIN]).status(), 200);
     }
 }

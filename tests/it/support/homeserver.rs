@@ -35,7 +35,7 @@ impl Homeserver {
         let state = Arc::new(Mutex::new(State::default()));
         let shared = Arc::clone(&state);
         let target = format!("{path}/_matrix/client/v3/account/whoami");
-        let server = Server::start("GET", &target, move |sent| {
+        let server = Server::start_at("GET", &target, move |sent| {
             let authorization = sent.headers.iter().find(|(name, _)| name == "authorization");
             let token = authorization.and_then(|(_, value)| value.strip_prefix("Bearer "));
             let token = token.filter(|token| !token.is_empty() && !token.contains(' '));

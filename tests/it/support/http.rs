@@ -1,20 +1,16 @@
-//! HTTP/1.1 over TLS, written out: what is sent and what arrives is seen byte for byte, and nothing
-//! in between tidies it up.
+//! HTTP/1.1 and TLS, written out: what is sent and what arrives is seen byte for byte, and nothing in
+//! between tidies it up.
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
-    net::{Ipv4Addr, TcpListener, TcpStream},
+    net::{Ipv4Addr, TcpStream},
     path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
-    thread,
+    sync::Arc,
     time::Duration,
 };
 
 use rustls::{
-    ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned,
+    ClientConfig, ClientConnection, RootCertStore, ServerConfig, StreamOwned,
     crypto::{CryptoProvider, ring},
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
     server::{ClientHello, ResolvesServerCert},
@@ -29,16 +25,12 @@ use super::tool;
 pub struct Message {
     /// The first line.
     pub start: String,
-    /// Names in lower case, repeats and all.
+    /// In their order, names in lower case.
     pub headers: Vec<(String, String)>,
     pub body: String,
 }
 
 impl Message {
-    pub fn response(status: u16, headers: Vec<(String, String)>, body: String) -> Self {
-        Self { start: format!("HTTP/1.1 {status} x"), headers, body }
-    }
-
     /// The first word of the first line, and the second.
     pub fn method_and_target(&self) -> (&str, &str) {
         let mut words = self.start.split(' ');
@@ -55,34 +47,82 @@ impl Message {
         values.map(|(_, value)| value.as_str()).collect()
     }
 
-    /// Reads a message; `None` if there is none any more.
-    fn read(stream: &mut impl BufRead, has_body: impl Fn(&Self) -> bool) -> Option<Self> {
-        let mut lines = Vec::new();
-        loop {
-            let mut line = Vec::new();
-            stream.read_until(b'\n', &mut line).ok()?;
-            let line = String::from_utf8_lossy(&line);
-            match line.strip_suffix("\r\n")? {
-                "" => break,
-                line => lines.push(line.to_owned()),
+    /// Compares the headers with those that are `required`, by name and value, and those that may
+    /// come along, by name; no other may, and none twice.
+    pub fn expect_headers(
+        &self,
+        required: &[(&str, &str)],
+        optional: &[&str],
+    ) -> Result<(), String> {
+        for (name, value) in required {
+            let sent = self.header(name);
+            if sent != [*value] {
+                return Err(format!("{name} is not {value:?} once: {sent:?}"));
             }
         }
-        let header = |line: String| {
-            let (name, value) = line.split_once(':').unwrap();
-            (name.to_lowercase(), value.trim().to_owned())
+        for (name, _) in &self.headers {
+            let is_required = required.iter().any(|(required, _)| required == name);
+            let count = self.header(name).len();
+            if count != 1 || !is_required && !optional.contains(&&**name) {
+                return Err(format!("{name} came along, {count} times"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads a message, and tells what is wrong with one that is not plain HTTP/1.1.
+    pub fn read(
+        stream: &mut impl BufRead,
+        has_body: impl Fn(&Self) -> bool,
+    ) -> Result<Self, String> {
+        let mut head = Vec::new();
+        let cut_off = |head: &[u8]| format!("half a message: {:?}", String::from_utf8_lossy(head));
+        while !head.ends_with(b"\r\n\r\n") {
+            // Looked at first, because what is not HTTP may have no lines.
+            let next = stream.fill_buf().map_err(|_| cut_off(&head))?;
+            if next.is_empty() {
+                return Err(cut_off(&head));
+            }
+            if head.is_empty() && !next[0].is_ascii_uppercase() {
+                return Err(format!("no HTTP: {:?}", String::from_utf8_lossy(next)));
+            }
+            stream.read_until(b'\n', &mut head).map_err(|_| cut_off(&head))?;
+        }
+        let mut message = Self::parse(&head[..head.len() - 4])?;
+        if has_body(&message) {
+            let length = match message.header("content-length")[..] {
+                [] => 0,
+                [length] => length.parse().map_err(|_| format!("no length: {message:?}"))?,
+                _ => return Err(format!("more than one length: {message:?}")),
+            };
+            let mut body = vec![0; length];
+            stream.read_exact(&mut body).map_err(|_| cut_off(&head))?;
+            message.body =
+                String::from_utf8(body).map_err(|_| format!("not UTF-8: {message:?}"))?;
+        }
+        Ok(message)
+    }
+
+    fn parse(head: &[u8]) -> Result<Self, String> {
+        let shown = String::from_utf8_lossy(head);
+        let is_text = |byte: &u8| matches!(byte, b' '..=b'~' | b'\r' | b'\n');
+        let lines: Vec<_> = shown.split("\r\n").collect();
+        if !head.iter().all(is_text) || lines.iter().any(|line| line.contains(['\r', '\n'])) {
+            return Err(format!("a control character, or none of ASCII: {shown:?}"));
+        }
+        let header = |line: &&str| match line.split_once(": ") {
+            Some((name, value)) if value.trim() == value && !name.contains(' ') => {
+                Ok((name.to_lowercase(), value.to_owned()))
+            }
+            _ => Err(format!("no header: {line:?}")),
         };
-        let mut lines = lines.into_iter();
-        let mut message = Self {
-            start: lines.next()?,
-            headers: lines.map(header).collect(),
-            body: String::new(),
-        };
-        assert!(message.header("transfer-encoding").is_empty(), "{message:?}");
-        let length = message.header("content-length").first().map_or(0, |n| n.parse().unwrap());
-        let mut body = vec![0; if has_body(&message) { length } else { 0 }];
-        stream.read_exact(&mut body).ok()?;
-        message.body = String::from_utf8(body).unwrap();
-        Some(message)
+        let headers: Vec<_> = lines[1..].iter().map(header).collect::<Result<_, _>>()?;
+        let message = Self { start: lines[0].to_owned(), headers, body: String::new() };
+        if message.header("transfer-encoding").is_empty() {
+            Ok(message)
+        } else {
+            Err(format!("no plain body: {message:?}"))
+        }
     }
 
     fn write(&self, stream: &mut impl Write) -> std::io::Result<()> {
@@ -136,7 +176,7 @@ impl Tls {
     }
 
     /// For a server that answers only those who ask for its name.
-    fn server(&self, certificate: Certificate, name: &'static str) -> Arc<ServerConfig> {
+    pub fn server(&self, certificate: Certificate, name: &'static str) -> Arc<ServerConfig> {
         let chain = match certificate {
             Certificate::Right => "server.pem",
             Certificate::Elsewhere => "elsewhere.pem",
@@ -212,86 +252,10 @@ impl Client {
         message.write(stream.get_mut()).unwrap();
         let has_body = |answer: &Message| method != "HEAD" && answer.status() != 204;
         let answer = Message::read(&mut stream, has_body);
-        let answer = answer.unwrap_or_else(|| panic!("no answer to {method} {target}"));
+        let answer = answer.unwrap_or_else(|error| panic!("{method} {target}: {error}"));
         let mut rest = Vec::new();
         let _ = stream.read_to_end(&mut rest);
         assert!(rest.is_empty(), "{answer:?} and {}", String::from_utf8_lossy(&rest));
         answer
-    }
-}
-
-/// A server on a free port of loopback. Its threads end with the process.
-pub struct Server {
-    pub port: u16,
-    hangs_up: Arc<AtomicBool>,
-    connections: Arc<AtomicUsize>,
-}
-
-impl Server {
-    /// One that speaks HTTP.
-    pub fn start(answer: impl Fn(Message) -> Message + Send + Sync + 'static) -> Self {
-        Self::accept(answer, |stream| stream)
-    }
-
-    /// One that speaks HTTPS, to those who ask for its name.
-    pub fn start_tls(
-        tls: &Tls,
-        certificate: Certificate,
-        name: &'static str,
-        answer: impl Fn(Message) -> Message + Send + Sync + 'static,
-    ) -> Self {
-        let config = tls.server(certificate, name);
-        Self::accept(answer, move |stream| {
-            StreamOwned::new(ServerConnection::new(Arc::clone(&config)).unwrap(), stream)
-        })
-    }
-
-    fn accept<S: Read + Write>(
-        answer: impl Fn(Message) -> Message + Send + Sync + 'static,
-        session: impl Fn(TcpStream) -> S + Send + Sync + 'static,
-    ) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let hangs_up = Arc::<AtomicBool>::default();
-        let shared = Arc::new((answer, session, Arc::clone(&hangs_up)));
-        let connections = Arc::<AtomicUsize>::default();
-        let count = Arc::clone(&connections);
-        thread::spawn(move || {
-            for stream in listener.incoming() {
-                let stream = stream.unwrap();
-                count.fetch_add(1, Ordering::SeqCst);
-                stream.set_nodelay(true).unwrap();
-                let shared = Arc::clone(&shared);
-                thread::spawn(move || {
-                    let (answer, session, hangs_up) = &*shared;
-                    let mut stream = BufReader::new(session(stream));
-                    while let Some(request) = Message::read(&mut stream, |_| true) {
-                        if hangs_up.load(Ordering::SeqCst) {
-                            break;
-                        }
-                        let mut answer = answer(request.clone());
-                        let length = answer.body.len().to_string();
-                        answer.headers.push(("Content-Length".to_owned(), length));
-                        if request.method_and_target().0 == "HEAD" {
-                            answer.body.clear();
-                        }
-                        if answer.write(stream.get_mut()).is_err() {
-                            break;
-                        }
-                    }
-                });
-            }
-        });
-        Self { port, hangs_up, connections }
-    }
-
-    /// How many connections there have been.
-    pub fn connections(&self) -> usize {
-        self.connections.load(Ordering::SeqCst)
-    }
-
-    /// Answers nobody any more, or everybody again.
-    pub fn hang_up(&self, hangs_up: bool) {
-        self.hangs_up.store(hangs_up, Ordering::SeqCst);
     }
 }

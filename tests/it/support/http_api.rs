@@ -11,7 +11,8 @@ use super::{
     cases::Case,
     function::Function,
     gateway::Gateway,
-    http::{Certificate, Message, Server, Tls},
+    http::{Certificate, Message, Tls},
+    server::{Answer, Reply, Server},
 };
 
 /// The API's own name.
@@ -27,6 +28,8 @@ pub enum Mood {
     Cors,
     /// It answers with this status in the function's place.
     Fails(u16),
+    /// It closes the connection instead of answering.
+    HangsUp,
 }
 
 pub struct HttpApi {
@@ -48,8 +51,8 @@ impl HttpApi {
             events: Mutex::default(),
         });
         let shared = Arc::clone(&state);
-        let answer = move |request| shared.answer(&request);
-        Self { server: Server::start_tls(tls, certificate, NAME, answer), state }
+        let judge = move |request: &Message| Ok(shared.answer(request));
+        Self { server: Server::start_tls(tls, certificate, NAME, judge), state }
     }
 
     pub fn mood(&self) -> MutexGuard<'_, Mood> {
@@ -70,49 +73,56 @@ impl Drop for HttpApi {
 }
 
 impl State {
-    fn answer(&self, request: &Message) -> Message {
+    fn answer(&self, request: &Message) -> Reply {
         let mood = *self.mood.lock().unwrap();
         // "Total combined size of request line and header values".
         let size: usize = request.headers.iter().map(|(_, value)| value.len()).sum();
         if request.start.len() + size > 10_240 {
-            return own_answer(431, "Request Header Fields Too Large");
+            return own_answer(431, "Request Header Fields Too Large").into();
         }
         if request.header("host") != [NAME] {
-            return own_answer(403, "Forbidden");
+            return own_answer(403, "Forbidden").into();
         }
-        if let Mood::Fails(status) = mood {
-            return own_answer(status, "Service Unavailable");
+        match mood {
+            Mood::HangsUp => return Reply::Bytes(Vec::new()),
+            Mood::Fails(status) => return own_answer(status, "Service Unavailable").into(),
+            Mood::Plain | Mood::Cors => (),
         }
+        let cors = mood == Mood::Cors && !request.header("origin").is_empty();
+        let answer = if cors && request.method_and_target().0 == "OPTIONS" {
+            Answer::new(204, "")
+        } else {
+            match self.outcome(request) {
+                Ok(answer) => answer,
+                Err(()) => return own_answer(500, "Internal Server Error").into(),
+            }
+        };
+        if cors { with_cors(answer).into() } else { answer.into() }
+    }
+
+    fn outcome(&self, request: &Message) -> Result<Answer, ()> {
         let (method, target) = request.method_and_target();
         let path = target.split('?').next().unwrap();
-        let cors = mood == Mood::Cors && !request.header("origin").is_empty();
-        if cors && method == "OPTIONS" {
-            return with_cors(Message::response(204, Vec::new(), String::new()));
-        }
         if path != PATH || !["GET", "HEAD", "OPTIONS"].contains(&method) {
-            let answer = own_answer(404, "Not Found");
-            return if cors { with_cors(answer) } else { answer };
+            return Ok(own_answer(404, "Not Found"));
         }
         let event = event(request);
         self.events.lock().unwrap().push(event.clone());
         let function = self.function.lock().unwrap();
-        let outcome =
-            function.as_ref().map(|function| function.invoke(event.to_string().as_bytes()));
-        let Some(Ok(response)) = outcome else { return own_answer(500, "Internal Server Error") };
+        let function = function.as_ref().ok_or(())?;
+        let response = function.invoke(event.to_string().as_bytes()).map_err(drop)?;
         let answer = Gateway::HttpApi.answer(&response);
         let headers = answer.headers.into_iter().collect();
-        let answer = Message::response(answer.status, headers, answer.body);
-        if cors { with_cors(answer) } else { answer }
+        Ok(Answer { headers, ..Answer::new(answer.status, answer.body) })
     }
 }
 
 /// An answer of the gateway's own has no CORS headers.
-fn own_answer(status: u16, message: &str) -> Message {
-    let headers = vec![("Content-Type".to_owned(), "application/json".to_owned())];
-    Message::response(status, headers, json!({ "message": message }).to_string())
+fn own_answer(status: u16, message: &str) -> Answer {
+    Answer::json(status, &json!({ "message": message }))
 }
 
-fn with_cors(mut answer: Message) -> Message {
+fn with_cors(mut answer: Answer) -> Answer {
     answer.headers.retain(|(name, _)| !name.starts_with("access-control-"));
     for (name, value) in [
         ("access-control-allow-origin", "*"),
@@ -121,7 +131,7 @@ fn with_cors(mut answer: Message) -> Message {
         ("access-control-expose-headers", "synapse-trace-id,server"),
         ("access-control-max-age", "86400"),
     ] {
-        answer.headers.push((name.to_owned(), value.to_owned()));
+        answer = answer.with(name, value);
     }
     answer
 }

@@ -9,7 +9,10 @@ use std::{
 use serde_json::json;
 use url::form_urlencoded;
 
-use super::server::{Answer, Reply, Sent, Server};
+use super::{
+    http::Message,
+    server::{Answer, Reply, Server},
+};
 
 /// What MAS shares with the homeserver, unless it is told otherwise.
 pub const SECRET: &str = "mas-shared/secret+1=";
@@ -45,7 +48,7 @@ impl Mas {
             asked: Vec::new(),
         }));
         let shared = Arc::clone(&state);
-        let server = Server::start("POST", &format!("{path}/oauth2/introspect"), move |sent| {
+        let server = Server::start_at("POST", &format!("{path}/oauth2/introspect"), move |sent| {
             shared.lock().unwrap().answer(sent)
         });
         Self { server, path: path.to_owned(), state }
@@ -85,7 +88,7 @@ impl Mas {
 }
 
 impl State {
-    fn answer(&mut self, sent: &Sent) -> Result<Reply, String> {
+    fn answer(&mut self, sent: &Message) -> Result<Reply, String> {
         let authorization = sent.headers.iter().find(|(name, _)| name == "authorization");
         let secret = authorization.and_then(|(_, value)| value.strip_prefix("Bearer "));
         let is_former =

@@ -17,9 +17,11 @@ use super::{
     block_on,
     database::Database,
     function::Function,
-    http::{Certificate, Client, Message, Server, Tls},
+    http::{Certificate, Client, Message, Tls},
     http_api::{self, HttpApi},
-    project, read, tool,
+    project, read,
+    server::{Answer, Server},
+    tool,
 };
 
 pub const HOMESERVER: &str = "matrix.example.org";
@@ -87,11 +89,10 @@ impl Surroundings {
         let asked = Arc::<Mutex<Vec<Message>>>::default();
         let requests = Arc::clone(&asked);
         let homeserver = Server::start(move |request| {
+            requests.lock().unwrap().push(request.clone());
             let (method, target) = request.method_and_target();
             let body = json!({ "homeserver": format!("{method} {target}") }).to_string();
-            requests.lock().unwrap().push(request);
-            let cors = ("Access-Control-Allow-Origin".to_owned(), "*".to_owned());
-            Message::response(200, vec![cors], body)
+            Ok(Answer::new(200, body).with("Access-Control-Allow-Origin", "*").into())
         });
         Self { tls, api, homeserver, asked, name_server: serve_names() }
     }

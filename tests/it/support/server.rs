@@ -3,52 +3,21 @@
 
 use std::{
     fmt::{self, Write as _},
-    io::{ErrorKind, Read, Write},
+    io::{BufRead, BufReader, Read, Write},
     net::{Shutdown, TcpListener, TcpStream},
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
+use rustls::{ServerConnection, StreamOwned};
 use serde_json::Value;
+use tokio::net::TcpSocket;
 
-/// A request.
-#[derive(Debug, Clone)]
-pub struct Sent {
-    /// The request line.
-    pub line: String,
-    /// In their order, names in lower case.
-    pub headers: Vec<(String, String)>,
-    pub body: String,
-}
-
-impl Sent {
-    /// Compares the headers with those that are `required`, by name and value, and those that may
-    /// come along, by name; no other may, and none twice.
-    pub fn expect_headers(
-        &self,
-        required: &[(&str, &str)],
-        optional: &[&str],
-    ) -> Result<(), String> {
-        for (name, value) in required {
-            let sent: Vec<_> = self.headers.iter().filter(|(sent, _)| sent == name).collect();
-            if !matches!(sent[..], [(_, sent)] if sent == value) {
-                return Err(format!("{name} is not {value:?} once: {sent:?}"));
-            }
-        }
-        for (name, _) in &self.headers {
-            let is_required = required.iter().any(|(required, _)| required == name);
-            let count = self.headers.iter().filter(|(other, _)| other == name).count();
-            if count != 1 || !is_required && !optional.contains(&&**name) {
-                return Err(format!("{name} came along, {count} times"));
-            }
-        }
-        Ok(())
-    }
-}
+use super::http::{Certificate, Message, Tls};
 
 /// How the end of an answer's body is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,7 +32,7 @@ pub enum Framing {
 #[derive(Clone)]
 pub struct Answer {
     pub status: u16,
-    pub headers: Vec<(&'static str, String)>,
+    pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
     pub framing: Framing,
 }
@@ -85,8 +54,8 @@ impl Answer {
         Self::new(status, body.to_string()).with("Content-Type", "application/json")
     }
 
-    pub fn with(mut self, name: &'static str, value: &str) -> Self {
-        self.headers.push((name, value.to_owned()));
+    pub fn with(mut self, name: &str, value: &str) -> Self {
+        self.headers.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -94,7 +63,8 @@ impl Answer {
         Self { framing, ..self }
     }
 
-    fn bytes(&self) -> Vec<u8> {
+    /// As they go over the wire. The answer to a HEAD tells the length of a body, and has none.
+    fn bytes(&self, has_body: bool) -> Vec<u8> {
         let mut head = format!("HTTP/1.1 {} Whatever\r\n", self.status);
         for (name, value) in &self.headers {
             let _ = write!(head, "{name}: {value}\r\n");
@@ -119,6 +89,9 @@ impl Answer {
                 chunks.extend(b"0\r\n\r\n");
                 body = chunks;
             }
+        }
+        if !has_body {
+            body.clear();
         }
         [head.as_bytes(), b"\r\n", &body].concat()
     }
@@ -149,7 +122,7 @@ impl From<Answer> for Reply {
 }
 
 /// Judges a request: what to answer, or what is wrong with it.
-pub type Judge = dyn Fn(&Sent) -> Result<Reply, String> + Send + Sync;
+type Judge = dyn Fn(&Message) -> Result<Reply, String> + Send + Sync;
 
 /// A running server. Dropping it fails the test if it was sent anything wrong.
 pub struct Server {
@@ -159,47 +132,81 @@ pub struct Server {
 
 struct Shared {
     judge: Box<Judge>,
-    requests: AtomicUsize,
+    connections: AtomicUsize,
     complaints: Mutex<Vec<String>>,
     has_ended: AtomicBool,
 }
 
 impl Server {
-    /// Starts one whose requests all have this method and target; the rest is for `judge` to judge.
+    /// Starts one that speaks HTTP.
     pub fn start(
-        method: &'static str,
+        judge: impl Fn(&Message) -> Result<Reply, String> + Send + Sync + 'static,
+    ) -> Self {
+        Self::listen(judge, |stream| stream)
+    }
+
+    /// One whose requests all have this method and target, and name it as their host; the rest is
+    /// for `judge` to judge.
+    pub fn start_at(
+        method: &str,
         target: &str,
-        judge: impl Fn(&Sent) -> Result<Reply, String> + Send + Sync + 'static,
+        judge: impl Fn(&Message) -> Result<Reply, String> + Send + Sync + 'static,
+    ) -> Self {
+        let line = format!("{method} {target} HTTP/1.1");
+        let port = Arc::new(OnceLock::new());
+        let host = Arc::clone(&port);
+        let server = Self::start(move |request| {
+            if request.start != line {
+                return Err(format!("{:?} instead of {line:?}", request.start));
+            }
+            let host = format!("127.0.0.1:{}", host.wait());
+            if request.header("host") != [&host] {
+                return Err(format!("host is not {host}"));
+            }
+            judge(request)
+        });
+        port.set(server.port).unwrap();
+        server
+    }
+
+    /// One that speaks HTTPS, to those who ask for its name.
+    pub fn start_tls(
+        tls: &Tls,
+        certificate: Certificate,
+        name: &'static str,
+        judge: impl Fn(&Message) -> Result<Reply, String> + Send + Sync + 'static,
+    ) -> Self {
+        let config = tls.server(certificate, name);
+        Self::listen(judge, move |stream| {
+            StreamOwned::new(ServerConnection::new(Arc::clone(&config)).unwrap(), stream)
+        })
+    }
+
+    fn listen<S: Read + Write>(
+        judge: impl Fn(&Message) -> Result<Reply, String> + Send + Sync + 'static,
+        session: impl Fn(TcpStream) -> S + Send + Sync + 'static,
     ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let line = format!("{method} {target} HTTP/1.1");
-        let host = format!("127.0.0.1:{port}");
-        let judge = move |sent: &Sent| {
-            if sent.line != line {
-                return Err(format!("{:?} instead of {line:?}", sent.line));
-            }
-            // Everything else about headers is the judge's.
-            if !sent.headers.contains(&("host".to_owned(), host.clone())) {
-                return Err(format!("host is not {host}"));
-            }
-            judge(sent)
-        };
         let shared = Arc::new(Shared {
             judge: Box::new(judge),
-            requests: 0.into(),
+            connections: 0.into(),
             complaints: Mutex::default(),
             has_ended: false.into(),
         });
         let server = Self { port, shared: Arc::clone(&shared) };
+        let session = Arc::new(session);
         thread::spawn(move || {
             for stream in listener.incoming() {
                 if shared.has_ended.load(Ordering::SeqCst) {
                     break;
                 }
-                let (shared, stream) = (Arc::clone(&shared), stream.unwrap());
+                shared.connections.fetch_add(1, Ordering::SeqCst);
+                let (shared, session, tcp) =
+                    (Arc::clone(&shared), Arc::clone(&session), stream.unwrap());
                 thread::spawn(move || {
-                    if let Err(complaint) = serve(&shared, &stream) {
+                    let mut stream = BufReader::new(session(tcp.try_clone().unwrap()));
+                    if let Err(complaint) = serve(&shared, &tcp, &mut stream) {
                         shared.complaints.lock().unwrap().push(complaint);
                     }
                 });
@@ -208,9 +215,9 @@ impl Server {
         server
     }
 
-    /// How many requests have come, wrong ones too.
-    pub fn requests(&self) -> usize {
-        self.shared.requests.load(Ordering::SeqCst)
+    /// How many connections there have been.
+    pub fn connections(&self) -> usize {
+        self.shared.connections.load(Ordering::SeqCst)
     }
 
     /// What was wrong so far, which is then forgotten.
@@ -246,32 +253,39 @@ impl Refusing {
 }
 
 /// Answers a connection's requests until it ends.
-fn serve(shared: &Shared, mut stream: &TcpStream) -> Result<(), String> {
-    stream.set_nodelay(true).unwrap();
-    loop {
-        let Some((sent, length)) = read(stream)? else { return Ok(()) };
-        shared.requests.fetch_add(1, Ordering::SeqCst);
-        let reply = (shared.judge)(&sent)?;
-        if matches!(reply, Reply::Reset) {
-            // Closing with something unread resets (RFC 2525, section 2.17).
-            return Ok(());
+fn serve<S: Read + Write>(
+    shared: &Shared,
+    tcp: &TcpStream,
+    stream: &mut BufReader<S>,
+) -> Result<(), String> {
+    tcp.set_nodelay(true).unwrap();
+    // Who goes between two requests is in their right, and so is who does not trust the certificate.
+    while stream.fill_buf().is_ok_and(|bytes| !bytes.is_empty()) {
+        // A request comes whole, or not at all.
+        tcp.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let request = Message::read(stream, |_| true)?;
+        tcp.set_read_timeout(None).unwrap();
+        if !stream.buffer().is_empty() {
+            return Err(format!("more than one request at once: {request:?}"));
         }
-        stream.read_exact(&mut vec![0; length]).map_err(|error| error.to_string())?;
+        let has_body = request.method_and_target().0 != "HEAD";
+        let reply = (shared.judge)(&request)?;
         // From here on the client may have gone, which is its right.
+        let stream = stream.get_mut();
         let (bytes, pause, goes_on) = match reply {
             Reply::Answer(answer) => {
-                (answer.bytes(), Duration::ZERO, answer.framing != Framing::Close)
+                (answer.bytes(has_body), Duration::ZERO, answer.framing != Framing::Close)
             }
-            Reply::Slow(answer, pause) => (answer.bytes(), pause, false),
+            Reply::Slow(answer, pause) => (answer.bytes(has_body), pause, false),
             Reply::Cut(answer, count) => {
-                let mut bytes = answer.bytes();
+                let mut bytes = answer.bytes(has_body);
                 bytes.truncate(bytes.len() - count);
                 (bytes, Duration::ZERO, false)
             }
             Reply::Bytes(bytes) => (bytes, Duration::ZERO, false),
             Reply::Endless(status) => {
                 let answer = Answer::new(status, "").framed(Framing::Close);
-                if stream.write_all(&answer.bytes()).is_ok() {
+                if stream.write_all(&answer.bytes(has_body)).is_ok() {
                     while stream.write_all(&[b' '; 16 * 1024]).is_ok() {}
                 }
                 return Ok(());
@@ -280,7 +294,12 @@ fn serve(shared: &Shared, mut stream: &TcpStream) -> Result<(), String> {
                 let _ = stream.read(&mut [0]);
                 return Ok(());
             }
-            Reply::Reset => (Vec::new(), Duration::ZERO, false),
+            Reply::Reset => {
+                // The end of a socket that does not linger is a reset.
+                return TcpSocket::from_std_stream(tcp.try_clone().unwrap())
+                    .set_zero_linger()
+                    .map_err(|error| error.to_string());
+            }
         };
         let is_sent = if pause.is_zero() {
             stream.write_all(&bytes).is_ok()
@@ -290,76 +309,12 @@ fn serve(shared: &Shared, mut stream: &TcpStream) -> Result<(), String> {
                 stream.write_all(&[*byte]).is_ok()
             })
         };
-        if !is_sent || !goes_on {
-            let _ = stream.shutdown(Shutdown::Write);
+        if !is_sent || !goes_on || stream.flush().is_err() {
+            let _ = tcp.shutdown(Shutdown::Write);
             // Until the client has closed too: closing earlier could reset what is on its way.
             while matches!(stream.read(&mut [0; 64]), Ok(1..)) {}
             return Ok(());
         }
     }
-}
-
-/// Looks at the next request and leaves it unread; `None` at the end of the connection. Also
-/// returns its length.
-fn read(stream: &TcpStream) -> Result<Option<(Sent, usize)>, String> {
-    let mut buffer = vec![0; 256 * 1024];
-    let mut patience = None;
-    loop {
-        let seen = match stream.peek(&mut buffer) {
-            Ok(0) => return Ok(None),
-            Ok(count) => &buffer[..count],
-            Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(None),
-            Err(error) => return Err(error.to_string()),
-        };
-        if let Some(request) = parse(seen)? {
-            return Ok(Some(request));
-        }
-        if *patience.get_or_insert_with(|| Instant::now() + Duration::from_secs(10))
-            < Instant::now()
-        {
-            return Err(format!("half a request: {:?}", String::from_utf8_lossy(seen)));
-        }
-        thread::sleep(Duration::from_millis(1));
-    }
-}
-
-/// The request that these bytes are, `None` if it has not all come yet.
-fn parse(bytes: &[u8]) -> Result<Option<(Sent, usize)>, String> {
-    let shown = String::from_utf8_lossy(bytes);
-    if !bytes.first().is_none_or(u8::is_ascii_uppercase) {
-        return Err(format!("no HTTP: {shown:?}"));
-    }
-    let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else {
-        return Ok(None);
-    };
-    let head = str::from_utf8(&bytes[..end]).map_err(|_| format!("not UTF-8: {shown:?}"))?;
-    if head
-        .bytes()
-        .any(|byte| !byte.is_ascii() || byte.is_ascii_control() && !b"\r\n".contains(&byte))
-        || head.matches('\n').count() != head.matches("\r\n").count()
-        || head.matches('\r').count() != head.matches("\r\n").count()
-    {
-        return Err(format!("a control character, or none of ASCII: {shown:?}"));
-    }
-    let mut lines = head.split("\r\n");
-    let line = lines.next().unwrap_or_default().to_owned();
-    let header = |line: &str| match line.split_once(": ") {
-        Some((name, value)) if value.trim() == value && !name.contains([' ', '\t']) => {
-            Ok((name.to_lowercase(), value.to_owned()))
-        }
-        _ => Err(format!("no header: {line:?}")),
-    };
-    let headers = lines.map(header).collect::<Result<Vec<_>, _>>()?;
-    let length = headers.iter().find(|(name, _)| name == "content-length");
-    let length = match length.map(|(_, value)| value.parse::<usize>()) {
-        None => 0,
-        Some(Ok(length)) => length,
-        Some(Err(_)) => return Err(format!("no length: {shown:?}")),
-    };
-    let Some(body) = bytes.get(end + 4..end + 4 + length) else { return Ok(None) };
-    if bytes.len() > end + 4 + length {
-        return Err(format!("more than one request at once: {shown:?}"));
-    }
-    let body = str::from_utf8(body).map_err(|_| format!("not UTF-8: {shown:?}"))?.to_owned();
-    Ok(Some((Sent { line, headers, body }, end + 4 + length)))
+    Ok(())
 }
