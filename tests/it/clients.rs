@@ -1,7 +1,7 @@
 //! Requests as the clients of the endpoint send them, through nginx, and what each needs of the
 //! answers. The clients were watched, or read; synadm runs here.
 
-use std::{collections::BTreeSet, fs, process::Command};
+use std::{collections::BTreeSet, fs, process::Command, sync::OnceLock};
 
 use serde_json::Value;
 use synapse_media_usage::service::PATH;
@@ -9,9 +9,8 @@ use synapse_media_usage::service::PATH;
 use crate::support::{
     block_on,
     database::Database,
-    function::Function,
     project, read,
-    reverse_proxy::{Proxy, Running, Surroundings},
+    reverse_proxy::{Proxy, Split},
 };
 
 const ADMIN: (&str, &str) = ("Authorization", "Bearer admin");
@@ -20,11 +19,14 @@ const ORIGIN: (&str, &str) = ("Origin", "https://admin.example.org");
 /// How many users have files. More than the largest page, and no multiple of any.
 const USERS: usize = 1203;
 
-/// A homeserver with so many users that every client has to turn pages: some without a profile,
-/// some without a displayname, many with as many files as others.
-fn homeserver() -> Surroundings {
-    let database = block_on(async {
-        let database = Database::new("synapse-94").await;
+/// A homeserver behind nginx, with so many users that every client has to turn pages: some without
+/// a profile, some without a displayname, many with as many files as others. `None` where there is
+/// no nginx.
+fn homeserver() -> Option<Split> {
+    // Nobody writes to it.
+    static DATABASE: OnceLock<Database> = OnceLock::new();
+    let database = || {
+        let database = block_on(Database::new("synapse-94"));
         let rows = format!(
             "INSERT INTO users (name, admin) VALUES ('@admin:example.org', 1);
              INSERT INTO access_tokens (id, user_id, token) VALUES (1, '@admin:example.org', 'admin');
@@ -36,15 +38,15 @@ fn homeserver() -> Surroundings {
                  SELECT n || '.' || file, 1000000 * (n % 10), 1700000000000 + n, '@user' || n || ':example.org'
                  FROM generate_series(1, {USERS}) n, generate_series(0, n % 4) file"
         );
-        database.run(&rows).await;
+        block_on(database.run(&rows));
         database
-    });
-    let function = Function::start(&[("DATABASE_URL", &database.url())]);
-    Surroundings::with(function)
+    };
+    let has_nginx = Proxy::available().any(|proxy| proxy == Proxy::Nginx);
+    has_nginx.then(|| Split::with(DATABASE.get_or_init(database), Proxy::Nginx, |text| text))
 }
 
 /// The pages, each type checked.
-struct Pages<'a>(&'a Running);
+struct Pages(Split);
 
 #[derive(Debug)]
 struct Page {
@@ -54,10 +56,15 @@ struct Page {
     next_token: Option<u64>,
 }
 
-impl Pages<'_> {
+impl Pages {
+    /// Those of [`homeserver`].
+    fn start() -> Option<Self> {
+        homeserver().map(Self)
+    }
+
     fn get(&self, query: &str) -> Page {
         let target = if query.is_empty() { PATH.to_owned() } else { format!("{PATH}?{query}") };
-        let answer = self.0.client.send("GET", &target, &[ADMIN], "");
+        let answer = self.0.running.client.send("GET", &target, &[ADMIN], "");
         assert_eq!(answer.status(), 200, "{query}: {answer:?}");
         assert_eq!(answer.header("content-type"), ["application/json"]);
         page(&answer.body)
@@ -71,11 +78,11 @@ impl Pages<'_> {
             ("Access-Control-Request-Headers", "authorization"),
         ];
         let target = format!("{PATH}?{query}");
-        let answer = self.0.client.send("OPTIONS", &target, &preflight, "");
+        let answer = self.0.running.client.send("OPTIONS", &target, &preflight, "");
         assert_eq!(answer.status(), 204, "{answer:?}");
         assert_eq!(answer.header("access-control-allow-origin"), ["*"]);
         let headers = [ADMIN, ORIGIN, ("Accept", "application/json")];
-        let answer = self.0.client.send("GET", &target, &headers, "");
+        let answer = self.0.running.client.send("GET", &target, &headers, "");
         assert_eq!(answer.header("access-control-allow-origin"), ["*"]);
         page(&answer.body)
     }
@@ -111,12 +118,9 @@ fn assert_everybody_once(lists: impl IntoIterator<Item = Vec<String>>, what: &st
 }
 
 #[test]
-fn each_client_gets_what_it_needs() {
-    let homeserver = homeserver();
-    let Some(nginx) = homeserver.proxy(Proxy::Nginx, |text| text) else { return };
-    let pages = Pages(&nginx);
-
-    // ketesa and synapse-admin page by their own arithmetic, and ignore next_token.
+fn an_admin_ui_pages_by_its_own_arithmetic() {
+    let Some(pages) = Pages::start() else { return };
+    // ketesa and synapse-admin ignore next_token.
     for per_page in [10, 25, 50, 100, 500, 1000] {
         for page_of in [ketesa, synapse_admin] {
             let get = |from| pages.get_from_elsewhere(&page_of(from, per_page));
@@ -128,16 +132,23 @@ fn each_client_gets_what_it_needs() {
     }
     // A page that is no longer there, as after a search.
     assert_eq!(pages.get_from_elsewhere(&ketesa(5000, 50)).total, USERS);
+}
 
-    // A space is + or %20, and + is %2B.
+#[test]
+fn an_admin_ui_may_write_a_space_as_plus_or_percent_20() {
+    let Some(pages) = Pages::start() else { return };
+    // A plus is %2B.
     for words in ["J%C3%BCrgen+%2B+Ina+12", "J%C3%BCrgen%20%2B%20Ina%2012"] {
         let query = format!("from=0&limit=50&search_term={words}&order_by=media_length&dir=b");
         let found = pages.get_from_elsewhere(&query);
         assert!(found.users.contains(&"@user1201:example.org".to_owned()), "{found:?}");
         assert!(found.total < 100, "{found:?}");
     }
+}
 
-    // Those that follow next_token until there is none.
+#[test]
+fn a_script_follows_next_token_until_there_is_none() {
+    let Some(pages) = Pages::start() else { return };
     for query in ["limit=100", "limit=100&order_by=media_length&dir=b", "limit=1000", ""] {
         let mut lists = Vec::new();
         let mut bytes = 0;
@@ -158,18 +169,25 @@ fn each_client_gets_what_it_needs() {
         let expected = (1..=USERS as u64).map(|n| 1_000_000 * (n % 10) * (n % 4 + 1)).sum::<u64>();
         assert_eq!(bytes, expected, "{query}");
     }
-
     // One that shows only the first page.
     let first = pages.get("limit=10&order_by=media_length&dir=b");
     assert_eq!((first.users.len(), first.next_token), (10, Some(10)));
-    // A quota bot that searches for a whole id finds nobody, as in Synapse: only localparts and
-    // displaynames are searched.
+}
+
+#[test]
+fn a_quota_bot_searches_for_one_user() {
+    let Some(pages) = Pages::start() else { return };
+    // A whole id finds nobody, as in Synapse: only localparts and displaynames are searched.
     let found = pages.get("search_term=@user12:example.org&limit=10");
     assert_eq!((found.users.len(), found.total, found.next_token), (0, 0, None));
     assert_eq!(pages.get("search_term=user1203&limit=10").users, ["@user1203:example.org"]);
-    // An old script, with a parameter that never was.
+}
+
+#[test]
+fn an_old_script_sends_a_parameter_that_never_was() {
+    let Some(homeserver) = homeserver() else { return };
     let headers = [ADMIN, ("Content-Type", "Content-Type: application/json")];
-    let old = nginx.client.send("GET", &format!("{PATH}?limit=5&orderby=x"), &headers, "");
+    let old = homeserver.get("limit=5&orderby=x", &headers);
     assert_eq!(page(&old.body).users.len(), 5);
 }
 
@@ -183,15 +201,14 @@ fn synapse_admin(from: usize, limit: usize) -> String {
 
 #[test]
 fn the_error_that_a_client_shows_is_a_matrix_error() {
-    let homeserver = homeserver();
-    let Some(nginx) = homeserver.proxy(Proxy::Nginx, |text| text) else { return };
+    let Some(homeserver) = homeserver() else { return };
     for (query, headers, status, errcode) in [
         ("limit=x", &[ADMIN, ORIGIN][..], 400, "M_INVALID_PARAM"),
         ("order_by=x", &[ADMIN, ORIGIN], 400, "M_INVALID_PARAM"),
         ("", &[ORIGIN], 401, "M_MISSING_TOKEN"),
         ("", &[ORIGIN, ("Authorization", "Bearer old")], 401, "M_UNKNOWN_TOKEN"),
     ] {
-        let answer = nginx.client.send("GET", &format!("{PATH}?{query}"), headers, "");
+        let answer = homeserver.get(query, headers);
         assert_eq!(answer.status(), status);
         assert_eq!(answer.header("access-control-allow-origin"), ["*"]);
         let body: Value = serde_json::from_str(&answer.body).unwrap();
@@ -202,20 +219,19 @@ fn the_error_that_a_client_shows_is_a_matrix_error() {
 
 #[test]
 fn synadm_prints_a_page_and_an_error() {
-    let homeserver = homeserver();
-    let Some(nginx) = homeserver.proxy(Proxy::Nginx, |text| text) else { return };
+    let Some(homeserver) = homeserver() else { return };
     let venv = Command::new(project().join("tests/tools/venv")).arg("clients").output().unwrap();
     assert!(venv.status.success(), "{}", String::from_utf8_lossy(&venv.stderr));
     let venv = String::from_utf8(venv.stdout).unwrap();
 
-    let folder = homeserver.tls.dir.join(".config");
+    let folder = homeserver.surroundings.tls.dir.join(".config");
     fs::create_dir(&folder).unwrap();
     let synadm = |token: &str, command: &str| {
         let text = format!(
             "user: '@admin:example.org'\ntoken: {token}\nbase_url: https://localhost:{}\n\
              admin_path: /_synapse/admin\nmatrix_path: /_matrix\ntimeout: 30\nserver_discovery: well-known\n\
              homeserver: example.org\nformat: json\nssl_verify: true\n",
-            nginx.port
+            homeserver.running.port
         );
         fs::write(folder.join("synadm.yaml"), text).unwrap();
         let output = Command::new("/bin/sh")
@@ -223,8 +239,8 @@ fn synadm_prints_a_page_and_an_error() {
             .env_clear()
             .env("PATH", venv.trim())
             // What it reads and writes, and whom it trusts.
-            .env("HOME", &homeserver.tls.dir)
-            .env("REQUESTS_CA_BUNDLE", homeserver.tls.file("ca.pem"))
+            .env("HOME", &homeserver.surroundings.tls.dir)
+            .env("REQUESTS_CA_BUNDLE", homeserver.surroundings.tls.file("ca.pem"))
             .env("LANG", "C.UTF-8")
             .output()
             .unwrap();
@@ -237,14 +253,14 @@ fn synadm_prints_a_page_and_an_error() {
     let readme = read("README.md");
     let command = readme.split('`').find(|text| text.starts_with("synadm raw ")).unwrap();
     assert_eq!(synadm("admin", command)["users"].as_array().unwrap().len(), 100);
-    homeserver.api.events();
+    homeserver.surroundings.api.events();
 
     let path = "v1/statistics/users/media?limit=2&order_by=user_id&search_term=J%C3%BCrgen+%2B+Ina";
     let page = synadm("admin", &format!("synadm raw '{path}'"));
     assert_eq!(page["users"][0]["user_id"], "@user1000:example.org");
     assert_eq!((&page["next_token"], page["users"].as_array().unwrap().len()), (&2.into(), 2));
     // The API was sent what makes CloudFront refuse it.
-    let event = homeserver.api.events().pop().unwrap();
+    let event = homeserver.surroundings.api.events().pop().unwrap();
     assert_eq!((event["body"].as_str(), &event["isBase64Encoded"]), (Some("{}"), &false.into()));
 
     let error = synadm("old", command);
@@ -253,14 +269,13 @@ fn synadm_prints_a_page_and_an_error() {
 
 #[test]
 fn curl_shows_who_answers() {
-    let homeserver = homeserver();
-    let Some(nginx) = homeserver.proxy(Proxy::Nginx, |text| text) else { return };
+    let Some(homeserver) = homeserver() else { return };
     let curl = |command: &str| {
-        let dir = &homeserver.tls.dir;
+        let dir = &homeserver.surroundings.tls.dir;
         let options = format!(
             "connect-to = matrix.example.org:443:127.0.0.1:{}\ncacert = {}\nnoproxy = *\n",
-            nginx.port,
-            homeserver.tls.file("ca.pem")
+            homeserver.running.port,
+            homeserver.surroundings.tls.file("ca.pem")
         );
         fs::write(dir.join(".curlrc"), options).unwrap();
         let output =

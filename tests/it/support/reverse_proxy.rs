@@ -4,7 +4,7 @@ use std::{
     fs,
     net::{Ipv4Addr, UdpSocket},
     process::{Command, Stdio},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock},
     thread,
     time::{Duration, Instant},
 };
@@ -42,8 +42,18 @@ impl Proxy {
         }
     }
 
+    /// Those that can be had on this machine.
+    pub fn available() -> impl Iterator<Item = Self> {
+        [Self::Nginx, Self::Haproxy, Self::Caddy].into_iter().filter(|proxy| {
+            let can_be_had = proxy.can_be_had();
+            // Of a test that fails, the last line tells with which proxy.
+            println!("{proxy:?}{}", if can_be_had { "" } else { " cannot be had on this machine" });
+            can_be_had
+        })
+    }
+
     /// Whether it is installed, or could be fetched.
-    fn can_be_had(self) -> bool {
+    pub fn can_be_had(self) -> bool {
         let tool = project().join("tests/tools/reverse-proxy");
         Command::new(tool)
             .args(["bin", self.tool()])
@@ -73,16 +83,6 @@ pub struct Surroundings {
 }
 
 impl Surroundings {
-    /// With a function that has the rows behind the recorded cases.
-    pub fn of_conformance() -> Self {
-        let database = block_on(Database::of_conformance("synapse-94"));
-        Self::with(Function::start(&[("DATABASE_URL", &database.url())]))
-    }
-
-    pub fn with(function: Function) -> Self {
-        Self::new(Certificate::Right, Some(function))
-    }
-
     pub fn new(certificate: Certificate, function: Option<Function>) -> Self {
         let tls = Tls::for_names(&["localhost", HOMESERVER, http_api::NAME]);
         let api = HttpApi::start(&tls, certificate, function);
@@ -103,12 +103,8 @@ impl Surroundings {
     }
 
     /// Starts a proxy on its configuration with other words for its placeholders, and then what
-    /// `change` makes of it. `None` if it cannot be had here.
-    pub fn proxy(&self, proxy: Proxy, change: impl Fn(String) -> String) -> Option<Running> {
-        if !proxy.can_be_had() {
-            println!("{proxy:?} cannot be had on this machine");
-            return None;
-        }
+    /// `change` makes of it.
+    pub fn proxy(&self, proxy: Proxy, change: impl Fn(String) -> String) -> Running {
         // Held, so that nobody else gets the port; the proxy may listen on it, because nobody does.
         let port = TcpSocket::new_v4().unwrap();
         port.set_reuseaddr(true).unwrap();
@@ -166,7 +162,7 @@ impl Surroundings {
         let arguments = arguments.map(String::as_str);
         let _: Value = tool("reverse-proxy", &[&[proxy.tool()], &arguments[..]].concat());
         let client = Client::new(&self.tls, HOMESERVER, number);
-        Some(Running { client, port: number, _port: port })
+        Running { client, port: number, _port: port }
     }
 }
 
@@ -187,6 +183,55 @@ impl Running {
         }
         self
     }
+}
+
+/// A proxy that runs and has found the API, whose function has the rows behind the recorded cases.
+pub struct Split {
+    pub proxy: Proxy,
+    pub surroundings: Surroundings,
+    pub running: Running,
+}
+
+impl Split {
+    /// One of each proxy that can be had.
+    pub fn of_each_proxy() -> impl Iterator<Item = Self> {
+        Proxy::available().map(|proxy| Self::of(proxy, |text| text))
+    }
+
+    /// One whose configuration is what `change` makes of it.
+    pub fn of(proxy: Proxy, change: impl Fn(String) -> String) -> Self {
+        // Nobody writes to it.
+        static DATABASE: OnceLock<Database> = OnceLock::new();
+        let database = DATABASE.get_or_init(|| block_on(Database::of_conformance("synapse-94")));
+        Self::with(database, proxy, change)
+    }
+
+    /// The same with the rows of another database.
+    pub fn with(database: &Database, proxy: Proxy, change: impl Fn(String) -> String) -> Self {
+        let function = Function::start(&[("DATABASE_URL", &database.url())]);
+        let surroundings = Surroundings::new(Certificate::Right, Some(function));
+        let running = surroundings.proxy(proxy, change).ready();
+        surroundings.api.events();
+        Self { proxy, surroundings, running }
+    }
+
+    pub fn get(&self, query: &str, headers: &[(&str, &str)]) -> Message {
+        self.running.client.send("GET", &format!("{PATH}?{query}"), headers, "")
+    }
+
+    /// The event that the function was sent.
+    pub fn event(&self) -> Value {
+        let mut events = self.surroundings.api.events();
+        assert_eq!(events.len(), 1, "{events:?}");
+        events.remove(0)
+    }
+}
+
+/// The value of the one header without which a browser shows nothing; `None` if it is missing.
+pub fn allowed_origin(answer: &Message) -> Option<&str> {
+    let values = answer.header("access-control-allow-origin");
+    assert!(values.len() <= 1, "{answer:?}");
+    values.first().copied()
 }
 
 /// A name server that takes every name for this machine.
