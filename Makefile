@@ -5,7 +5,7 @@
 SHELL := /usr/bin/env bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test soak fuzz lint bench build release
+.PHONY: help demo serve check test snapshots soak fuzz lint bench build release style
 
 # Finds or installs Rust; where rustup has just been installed, its folder is not on PATH yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -24,6 +24,25 @@ serve:                 ## The same, and keep it running for requests of your own
 	@$(rust)
 	@$(call with,demo) tests/demo/run serve
 
+check: style           ## Run the checks to go by while editing: style, unit tests, the recorded answers in process
+	cargo test --locked --lib
+	cargo test --locked --test it -- every_recorded_answer_in_process
+
+# What `check` and `lint` have in common.
+style:
+	@$(rust)
+	@echo "== Rust: format, clippy"
+	cargo fmt --check
+	cargo clippy --all-targets --locked -- -D warnings
+
+# By a debug binary, which is made sooner and says the same.
+snapshots:             ## Renew tests/snapshots; what git then shows as changed is to be read
+	@$(rust)
+	cargo build --locked
+	FUNCTION_BINARY="$${CARGO_TARGET_DIR:-$(CURDIR)/target}/debug/synapse-media-usage" UPDATE_SNAPSHOTS=1 \
+	    cargo test --locked --test it -- snapshot
+	git status --short tests/snapshots
+
 # The function that is tested and measured is what `sam build` has made. Elsewhere that does not run, and the tests compile one.
 ifeq ($(shell uname -s),Linux)
 test soak bench: export FUNCTION_BINARY = $(CURDIR)/.aws-sam/build/Function/bootstrap
@@ -31,7 +50,7 @@ endif
 
 # Some tests wait for what does not answer, so one more of them at a time than there are cores.
 test: export RUST_TEST_THREADS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
-test: lint build       ## Run every check
+test: check lint build ## Run every check
 	@echo "== the bench, on data too small to tell anything"
 	cargo bench --profile dev --locked --bench bench -- --smoke
 	@echo "== tests"
@@ -71,11 +90,8 @@ bench: export SHARED_BUFFERS ?= 512MB
 bench: build           ## Measure the function beside Synapse's statements and psql (half an hour)
 	cargo bench --profile dev --locked --bench bench
 
-lint:                  ## Run the checks that read but do not run the code
-	@$(rust)
-	@echo "== Rust: format, clippy, documentation"
-	cargo fmt --check
-	cargo clippy --all-targets --locked -- -D warnings
+lint: style            ## Run the checks that read but do not run the code
+	@echo "== Rust: documentation"
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items --locked
 	@echo "== the fuzz targets, likewise"
 	cargo fmt --check --manifest-path tests/fuzz/Cargo.toml

@@ -18,7 +18,7 @@ mod plans;
 mod pooler;
 mod properties;
 mod readme;
-mod report;
+mod request_log;
 mod session;
 mod soak;
 mod split;

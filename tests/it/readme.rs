@@ -244,8 +244,8 @@ const TARGETS: [(&str, &str, &str); 9] = [
     ("demo", "tests/it/demo.rs", "HOMESERVER_URL="),
     ("serve", "tests/it/demo.rs", "HOMESERVER_URL="),
     ("test", ".ci/run", "make test"),
-    ("lint", "Makefile", "\ntest: lint build "),
-    ("build", "Makefile", "\ntest: lint build "),
+    ("lint", "Makefile", "\ntest: check lint build "),
+    ("build", "Makefile", "\ntest: check lint build "),
     ("bench", "Makefile", "--bench bench -- --smoke"),
     // In small.
     ("soak", "tests/it/soak.rs", "SOAK_FAULTS"),

@@ -16,6 +16,7 @@ pub mod mas;
 pub mod proxy;
 pub mod reverse_proxy;
 pub mod server;
+pub mod snapshot;
 
 use std::{
     future::Future,

@@ -7,12 +7,16 @@ use aws_sdk_secretsmanager::primitives::{DateTime, DateTimeFormat};
 use serde_json::{Value, json};
 
 use crate::support::{
+    asking::{self, Variables, ask_function, introspected},
     block_on,
     cases::request,
     database::Database,
     function::Function,
     gateway::{GATEWAYS, Gateway},
+    homeserver::{Homeserver, owner},
+    mas::Mas,
     read,
+    snapshot::{assert_snapshot, pretty},
 };
 
 /// The lines that these requests leave: each a query string and a token.
@@ -32,93 +36,89 @@ fn lines_of(log: &str) -> Vec<Value> {
         .collect()
 }
 
+/// A line as a snapshot shows it: without what differs from run to run.
+fn without_times(mut line: Value) -> Value {
+    let metrics = line["_aws"]["CloudWatchMetrics"].as_array().into_iter().flatten();
+    let metrics = metrics.filter_map(|directive| directive["Metrics"].as_array()).flatten();
+    let metrics = metrics.filter(|metric| metric["Unit"] == "Milliseconds");
+    let names = line.as_object().unwrap().keys().filter(|name| name.ends_with("_ms"));
+    let times: Vec<_> = metrics
+        .filter_map(|metric| metric["Name"].as_str())
+        .chain(names.map(String::as_str))
+        .map(str::to_owned)
+        .collect();
+    for name in times {
+        if line[&name].is_number() {
+            line[name] = "(ms)".into();
+        }
+    }
+    line["timestamp"] = "(RFC 3339)".into();
+    line["_aws"]["Timestamp"] = "(Unix ms)".into();
+    line
+}
+
 #[test]
-fn a_request_is_one_line() {
-    let database = block_on(Database::of_conformance("synapse-94"));
+fn each_ending_of_a_request_leaves_the_line_of_its_snapshot() {
+    let database = block_on(asking::database("synapse-94"));
+    let (mas, homeserver) = (Mas::start(), Homeserver::start());
+    mas.knows("mas", introspected(&json!({ "username": "admin" })));
+    homeserver.knows("new", owner("@admin:example.com", Some("DEV")));
     let page =
         "order_by=media_length&dir=b&limit=5&from=2&search_term=e&from_ts=1&until_ts=9999999999999";
-    let lines = lines(
-        &database,
-        &[
-            (page, "syt_admin_ok"),
-            ("", "syt_nosuch"),
-            ("limit=x", "syt_admin_ok"),
-            ("", "syt_plain_user"),
-        ],
-    );
-    let seen = |line: &Value, names: &[&str]| {
-        names.iter().map(|name| line[*name].clone()).collect::<Value>()
-    };
-    let names = ["level", "message", "kind", "method", "status", "errcode", "cause"];
-    assert_eq!(
-        seen(&lines[0], &names),
-        json!(["INFO", "the request was answered", "http_api", "GET", 200, null, null])
-    );
-    assert_eq!(
-        seen(
-            &lines[0],
-            &["order_by", "dir", "limit", "from", "filters", "shape", "rows", "retries"]
-        ),
-        json!([
-            "media_length",
-            "b",
-            5,
-            2,
-            ["from_ts", "until_ts", "search_term"],
-            "one_pass",
-            5,
-            0
-        ])
-    );
-    assert_eq!(lines[0]["cold_start"], true);
-    let times = |line: &Value| (line["database_ms"].as_f64(), line["total_ms"].as_f64().unwrap());
-    assert!(lines[0]["bytes"].as_u64().unwrap() > 100, "{}", lines[0]);
+    let variables = || Variables::of(&database);
+    for (name, variables, query, token) in [
+        ("answered", variables(), page, "syt_admin_ok"),
+        ("answered_with_mas", variables().mas(&mas), "", "mas"),
+        ("answered_with_homeserver", variables().homeserver(&homeserver), "", "new"),
+        ("unknown_token", variables(), "", "syt_nosuch"),
+        ("invalid_parameter", variables(), "limit=x", "syt_admin_ok"),
+        ("not_an_admin", variables(), "", "syt_plain_user"),
+    ] {
+        let function = variables.function();
+        let mut case = request(Some(query));
+        case.headers[0].1 = format!("Bearer {token}");
+        ask_function(&function, &case);
+        let lines = lines_of(&function.stop());
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        let line = without_times(lines.into_iter().next().unwrap());
+        assert_snapshot(&format!("request_log/{name}.json"), &pretty(&line));
+    }
+
+    let function = variables().function();
+    let case = request(Some("limit=1"));
+    ask_function(&function, &case);
+    // The connection is gone, and so is what was asked for.
+    block_on(database.run(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'media_usage' AND datname = current_database();
+         ALTER TABLE profiles RENAME TO elsewhere",
+    ));
+    ask_function(&function, &case);
+    let lines = lines_of(&function.stop());
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert_snapshot("request_log/failed.json", &pretty(&without_times(lines[1].clone())));
+}
+
+#[test]
+fn the_times_of_a_line_fit_together() {
+    let database = block_on(Database::of_conformance("synapse-94"));
+    let lines = lines(&database, &[("", "syt_admin_ok"), ("", "syt_nosuch")]);
+    assert_eq!(lines.len(), 2);
     for line in &lines {
         // Without a time in this form, Lambda takes every line for one of level INFO.
         let timestamp = line["timestamp"].as_str().unwrap();
         assert!(timestamp.starts_with("20") && timestamp.ends_with('Z'), "{timestamp}");
         let timestamp = DateTime::from_str(timestamp, DateTimeFormat::DateTime).unwrap();
         assert_eq!(timestamp.to_millis().unwrap(), line["_aws"]["Timestamp"].as_i64().unwrap());
-        let (database, total) = times(line);
-        assert!(database.is_some_and(|database| 0.0 < database && database <= total), "{line}");
-        assert_eq!(line["retries"], 0);
-    }
-    // Who may not ask does not leave more than that.
-    for (line, status, errcode) in [
-        (&lines[1], 401, "M_UNKNOWN_TOKEN"),
-        (&lines[2], 400, "M_INVALID_PARAM"),
-        (&lines[3], 403, "M_FORBIDDEN"),
-    ] {
+        let (database, total) = (&line["database_ms"], &line["total_ms"]);
+        let (database, total) = (database.as_f64().unwrap(), total.as_f64().unwrap());
+        assert!(0.0 < database && database <= total, "{line}");
         assert_eq!(
-            seen(line, &names[..6]),
-            json!(["INFO", "the request was refused", "http_api", "GET", status, errcode])
-        );
-        assert_eq!(
-            seen(line, &["order_by", "filters", "shape", "rows", "cold_start"]),
-            json!([null, null, null, null, false])
+            (&line["DatabaseTime"], &line["TotalTime"]),
+            (&line["database_ms"], &line["total_ms"])
         );
     }
-    assert_eq!(lines.len(), 4);
-}
-
-#[test]
-fn a_failure_is_one_line_too() {
-    let database = block_on(Database::of_conformance("synapse-94"));
-    let function = Function::start(&[("DATABASE_URL", &database.url())]);
-    let event = Gateway::HttpApi.event(&request(Some("limit=1"))).unwrap().to_string();
-    function.invoke(event.as_bytes()).unwrap();
-    // The connection is gone, and so is what was asked for.
-    block_on(database.run(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'media_usage' AND datname = current_database();
-         ALTER TABLE profiles RENAME TO elsewhere",
-    ));
-    function.invoke(event.as_bytes()).unwrap();
-    let lines = lines_of(&function.stop());
-    let line = &lines[1];
-    assert_eq!((lines.len(), &line["retries"], &line["status"]), (2, &1.into(), &500.into()));
-    assert_eq!((&line["level"], &line["message"]), (&"ERROR".into(), &"the request failed".into()));
-    assert!(line["cause"].as_str().unwrap().contains("42P01"), "{line}");
-    assert_eq!((&line["ServerErrors"], &line["Retries"]), (&1.0.into(), &1.0.into()));
+    // Only an environment's first request is a cold start.
+    assert_eq!((&lines[0]["cold_start"], &lines[1]["cold_start"]), (&true.into(), &false.into()));
 }
 
 #[test]
