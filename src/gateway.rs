@@ -47,7 +47,11 @@ impl<'de> Deserialize<'de> for Event {
         // What is JSON but no value, such as half of a surrogate pair, is an event of no kind.
         let fields: Value = serde_json::from_str(json.get()).unwrap_or_default();
         let context = &fields["requestContext"];
-        let kind = if context["elb"].is_object() {
+        // What an authorizer is asked, and what a WebSocket sends, looks like a request otherwise.
+        let is_request = fields["type"].is_null() && context["connectionId"].is_null();
+        let kind = if !is_request {
+            Kind::Unknown
+        } else if context["elb"].is_object() {
             if fields["multiValueHeaders"].is_object() {
                 Kind::LoadBalancerMultiValue
             } else {
@@ -55,7 +59,7 @@ impl<'de> Deserialize<'de> for Event {
             }
         } else if context["http"]["method"].is_string() {
             Kind::HttpApi
-        } else if fields["httpMethod"].is_string() {
+        } else if fields["httpMethod"].is_string() && fields["path"].is_string() {
             Kind::RestApi
         } else {
             Kind::Unknown
@@ -89,6 +93,7 @@ impl Event {
             Kind::HttpApi => {
                 (&self.fields["requestContext"]["http"]["method"], &self.fields["rawPath"])
             }
+            Kind::Unknown => (&Value::Null, &Value::Null),
             _ => (&self.fields["httpMethod"], &self.fields["path"]),
         };
         let mut request = Request::new(Body::Empty);
@@ -113,16 +118,10 @@ impl Event {
     fn authorizations(&self) -> Vec<String> {
         let is_authorization =
             |(name, _): &(String, String)| name.eq_ignore_ascii_case("authorization");
+        // An HTTP API joins repeats by a comma. A second scheme then leaves a blank in the token,
+        // and the header is not a valid one (D10).
         let headers = self.pairs("multiValueHeaders", "headers");
-        let values = headers.into_iter().filter(is_authorization).map(|(_, value)| value);
-        match self.kind {
-            // Repeats arrive joined by a comma, and no token of Synapse's contains one: the header
-            // is there, and it is not a valid one (D10).
-            Kind::HttpApi => values
-                .map(|value| if value.contains(',') { String::new() } else { value })
-                .collect(),
-            _ => values.collect(),
-        }
+        headers.into_iter().filter(is_authorization).map(|(_, value)| value).collect()
     }
 
     fn query(&self) -> String {

@@ -1,11 +1,18 @@
 //! Malformed and hostile events: the process survives, and the next invocation is answered.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde_json::{Value, json};
+use synapse_media_usage::{
+    gateway::{Event, Kind},
+    service::PATH,
+};
 
 use crate::support::{
     block_on,
     cases::{first_page, request},
-    database::Database,
+    database::{Database, service},
+    dependency,
     function::Function,
     gateway::{GATEWAYS, Gateway, assert_matrix_answer},
     read,
@@ -177,17 +184,125 @@ fn an_authorization_header_that_no_server_lets_through_is_not_a_missing_one() {
             error(gateway, &["Digest username=\"x\", realm=\"y\""]),
             "Invalid Authorization header."
         );
-        for second in ["Bearer syt_admin_ok", "Basic", "x", ""] {
+        // An HTTP API joins what is repeated, and to Synapse a comma is a part of a token like any.
+        for (second, joined) in [
+            ("Bearer syt_admin_ok", "Invalid Authorization header."),
+            ("Basic YTpi", "Invalid Authorization header."),
+            ("x", "Invalid access token passed."),
+            ("", "Invalid access token passed."),
+        ] {
             let answer = error(gateway, &["Bearer syt_admin_ok", second]);
-            // An HTTP API has joined them.
-            let expected = if gateway == Gateway::HttpApi {
-                "Invalid Authorization header."
-            } else {
-                "Too many Authorization headers."
-            };
+            let is_joined = gateway == Gateway::HttpApi;
+            let expected = if is_joined { joined } else { "Too many Authorization headers." };
             assert_eq!(answer, expected, "{gateway:?} {second:?}");
         }
     }
+}
+
+#[test]
+fn a_token_with_a_comma_is_one_token() {
+    let database = block_on(Database::of_conformance("synapse-94"));
+    block_on(database.run("UPDATE access_tokens SET token = 'a,b' WHERE token = 'syt_admin_ok'"));
+    let service = database.service();
+    let answer = |gateway: Gateway, authorization: &str| {
+        let mut case = first_page();
+        case.headers = vec![("Authorization".to_owned(), authorization.to_owned())];
+        let event = serde_json::from_value(gateway.event(&case).unwrap()).unwrap();
+        let answer = block_on(service.answer(event, "", crate::support::NOW));
+        let answer = gateway.answer(&serde_json::to_value(answer).unwrap());
+        let body: Value = serde_json::from_str(&answer.body).unwrap();
+        (answer.status, body["errcode"].clone(), body["soft_logout"].clone())
+    };
+    let unknown = (401, json!("M_UNKNOWN_TOKEN"), json!(false));
+    let invalid = (401, json!("M_MISSING_TOKEN"), Value::Null);
+    for gateway in GATEWAYS {
+        for (authorization, expected) in [
+            ("Bearer a,b", &(200, Value::Null, Value::Null)),
+            ("Bearer a", &unknown),
+            ("Bearer b,a", &unknown),
+            ("Bearer a,b,", &unknown),
+            ("Bearer a,b,Bearer", &unknown),
+            ("Bearer a,b, Bearer a,b", &invalid),
+            ("Bearer a,b,Bearer a,b", &invalid),
+            ("Bearer a,b, Basic YTpi", &invalid),
+            ("Basic YTpi, Bearer a,b", &invalid),
+            (",Bearer a,b", &invalid),
+        ] {
+            assert_eq!(&answer(gateway, authorization), expected, "{gateway:?} {authorization:?}");
+        }
+    }
+}
+
+/// Sample events of all that invokes functions: those of the crate in which `lambda_http` has them.
+fn samples() -> Vec<(String, Value)> {
+    let folder = dependency("aws_lambda_events").join("src/fixtures");
+    let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let json = files.filter(|file| file.extension().is_some_and(|extension| extension == "json"));
+    json.map(|file| {
+        let name = file.file_stem().unwrap().to_str().unwrap().to_owned();
+        (name, serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap())
+    })
+    .collect()
+}
+
+#[test]
+fn an_event_of_anybody_but_the_gateways_is_of_no_known_kind() {
+    let service = service("postgres://nobody@127.0.0.1:1/nothing");
+    let mut kinds = BTreeMap::<String, BTreeSet<String>>::new();
+    for (name, mut event) in samples() {
+        let kind = serde_json::from_value::<Event>(event.clone()).unwrap().kind();
+        kinds.entry(format!("{kind:?}")).or_default().insert(name.clone());
+        if kind != Kind::Unknown || !event.is_object() {
+            continue;
+        }
+        // Even if it is for the endpoint's path.
+        for (field, value) in event.as_object_mut().unwrap() {
+            match field.as_str() {
+                "path" | "rawPath" | "raw_path" | "apiPath" => *value = PATH.into(),
+                "method" | "httpMethod" => *value = "GET".into(),
+                _ => (),
+            }
+        }
+        event["headers"] = json!({ "authorization": "Bearer syt_admin_ok" });
+        let event: Event = serde_json::from_value(event).unwrap();
+        assert_eq!(event.kind(), Kind::Unknown, "{name}");
+        let answer = block_on(service.answer(event, "", crate::support::NOW));
+        let answer = Gateway::RestApi.answer(&serde_json::to_value(answer).unwrap());
+        assert_eq!(answer.status, 404, "{name}");
+        assert!(answer.body.contains("M_UNRECOGNIZED"), "{name}: {answer:?}");
+    }
+    let unknown = kinds.remove("Unknown").unwrap();
+    assert!(unknown.len() > 150, "{unknown:?}");
+    for name in [
+        "vpc-lattice-v1-request",
+        "vpc-lattice-v2-request",
+        "vpc-lattice-v2-request-base64",
+        "apigw-websocket-request",
+        "apigw-custom-auth-request-type-request",
+        "apigw-v2-custom-authorizer-v1-request",
+        "apigw-v2-custom-authorizer-v2-request",
+        "bedrock-agent-runtime-event",
+        "appsync-direct-resolver",
+        "eventbridge-schedule",
+    ] {
+        assert!(unknown.contains(&format!("example-{name}")), "{name}");
+    }
+    let expected = [
+        (
+            "HttpApi",
+            "apigw-sam-http-request apigw-v2-request-iam apigw-v2-request-jwt-authorizer apigw-v2-request-lambda-authorizer apigw-v2-request-multi-value-parameters apigw-v2-request-no-authorizer",
+        ),
+        ("LoadBalancer", "alb-lambda-target-request-headers-only"),
+        ("LoadBalancerMultiValue", "alb-lambda-target-request-multivalue-headers"),
+        (
+            "RestApi",
+            "apigw-console-request apigw-console-test-request apigw-request apigw-request-catch-all apigw-request-multi-value-parameters apigw-restapi-openapi-request apigw-sam-rest-request",
+        ),
+    ];
+    let expected = expected.map(|(kind, names)| {
+        (kind.to_owned(), names.split(' ').map(|name| format!("example-{name}")).collect())
+    });
+    assert_eq!(kinds, BTreeMap::from(expected));
 }
 
 #[test]
@@ -196,8 +311,7 @@ fn every_sample_event_is_read_as_its_kind() {
     let service = database.service();
     for entry in std::fs::read_dir(crate::support::project().join("events")).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
-        let event: synapse_media_usage::gateway::Event =
-            serde_json::from_str(&read(&format!("events/{name}"))).unwrap();
+        let event: Event = serde_json::from_str(&read(&format!("events/{name}"))).unwrap();
         let kind = format!("{:?}", event.kind());
         let expected = match name.split('.').nth(1).unwrap() {
             "alb" => "LoadBalancer",

@@ -21,12 +21,13 @@ pub mod snapshot;
 use std::{
     future::Future,
     io::{BufRead, BufReader},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
 };
 
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use synapse_media_usage::service::Now;
 
@@ -43,6 +44,24 @@ pub fn project() -> &'static Path {
 /// The text of a file of the project.
 pub fn read(path: &str) -> String {
     std::fs::read_to_string(project().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// The folder of a dependency's source.
+pub fn dependency(name: &str) -> PathBuf {
+    let output = |program: &Path, arguments: &[&str]| {
+        let output = Command::new(program).args(arguments).current_dir(project()).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let cargo = Path::new(env!("CARGO"));
+    // What only other systems need was never downloaded.
+    let host = output(&cargo.with_file_name("rustc"), &["--print=host-tuple"]);
+    let metadata = ["metadata", "--format-version=1", "--locked", "--offline", "--filter-platform"];
+    let metadata = output(cargo, &[&metadata[..], &[host.trim()]].concat());
+    let metadata: Value = serde_json::from_str(&metadata).unwrap();
+    let mut packages = metadata["packages"].as_array().unwrap().iter();
+    let package = packages.find(|package| package["name"] == name).unwrap();
+    Path::new(package["manifest_path"].as_str().unwrap()).parent().unwrap().to_owned()
 }
 
 /// The environment, for a command that compiles, without what `cargo test` adds: it describes this
