@@ -1,9 +1,9 @@
 //! Invocation events of every gateway kind, and the answers they expect.
 //!
-//! Reading them is ours and not `lambda_http`'s because there three things are lost on the way that
-//! the contract needs: the repeats of a header in REST events, header values that are not ASCII,
-//! and the difference between `%FF` and `%EF%BF%BD` in a load balancer's query; and because its
-//! conversion panics on a host that is no host and on a query with a raw `<`.
+//! `lambda_http` could read them too, but it loses three things that the contract needs: the
+//! repeats of a header in REST events, header values that are not ASCII, and the difference between
+//! `%FF` and `%EF%BF%BD` in a load balancer's query. It also panics on an invalid host and on a
+//! query with a raw `<`.
 
 use std::collections::BTreeMap;
 
@@ -17,8 +17,9 @@ use serde_json::{Value, value::RawValue};
 
 use crate::page::Budget;
 
-/// An invocation event. Any JSON can be read as one: an event of no known kind becomes a request
-/// for no path, whose answer is 404, and a field of an odd form counts as absent.
+/// An invocation event. Any JSON can be read as one. An event of no known kind becomes a request
+/// without a path, which the endpoint answers with 404. A field of an unexpected form counts as
+/// absent.
 #[derive(Debug)]
 pub struct Event {
     kind: Kind,
@@ -37,17 +38,18 @@ pub enum Kind {
     LoadBalancer,
     /// An Application Load Balancer with multi-value headers.
     LoadBalancerMultiValue,
-    /// Nothing that this function knows.
+    /// Whatever else invokes functions: VPC Lattice, an authorizer, a schedule.
     Unknown,
 }
 
 impl<'de> Deserialize<'de> for Event {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let json = Box::<RawValue>::deserialize(deserializer)?;
-        // What is JSON but no value, such as half of a surrogate pair, is an event of no kind.
+        // serde_json refuses half of a surrogate pair, which JSON allows.
         let fields: Value = serde_json::from_str(json.get()).unwrap_or_default();
         let context = &fields["requestContext"];
-        // What an authorizer is asked, and what a WebSocket sends, looks like a request otherwise.
+        // API Gateway asks authorizers, and passes on WebSocket messages, by events that otherwise
+        // look like requests.
         let is_request = fields["type"].is_null() && context["connectionId"].is_null();
         let kind = if !is_request {
             Kind::Unknown
@@ -97,13 +99,13 @@ impl Event {
             _ => (&self.fields["httpMethod"], &self.fields["path"]),
         };
         let mut request = Request::new(Body::Empty);
-        // A method that is none is not one of the endpoint's.
+        // The endpoint refuses CONNECT, and so every invalid method.
         *request.method_mut() =
             Method::from_bytes(text(method).as_bytes()).unwrap_or(Method::CONNECT);
-        // A third one would change nothing.
+        // Two are as wrong as three.
         for authorization in self.authorizations().into_iter().take(2) {
-            // No HTTP server lets a control character through; an event made by hand can have
-            // one, and its header must not look as if it were absent.
+            // HTTP servers refuse control characters, but an event made by hand can have one. Its
+            // header must not look as if it were absent.
             let is_control = |c: char| c.is_control() && c != '\t';
             let authorization = authorization.replace(is_control, "\u{fffd}");
             if let Ok(value) = HeaderValue::from_bytes(authorization.as_bytes()) {
@@ -141,8 +143,8 @@ impl Event {
         items.join("&")
     }
 
-    /// The names and values of a field: of its multi-value form if there is one, which holds what
-    /// the other holds, and the repeats.
+    /// The names and values of a field. Its multi-value form, if there is one, has all that the
+    /// other has, and the repeats.
     fn pairs(&self, multi_value: &str, single_value: &str) -> Vec<(String, String)> {
         let mut pairs = Vec::new();
         for (name, values) in self.fields[multi_value].as_object().into_iter().flatten() {
