@@ -31,23 +31,27 @@
 //!   and one a second to the homeserver for each execution environment, one introspection each
 //!   for MAS (two while its secret is being rotated); the gateway's throttling is before all of it
 //!   (`whoami::a_flood_of_unknown_tokens_stays_here`).
+//! - With a role of the database that may create things: nothing. No statement uses a name that is
+//!   looked up outside of `pg_catalog` and Synapse's schema (`statements`).
 //! - By timing: the lookup compares in the server's index, as Synapse's does.
 //! - In the log: no token, secret or digest (`auth::neither_tokens_nor_secrets_nor_digests_are_logged_at_any_level`).
 
 mod homeserver;
 mod internal;
+mod introspection;
 mod mas;
 
 use lambda_http::http::{HeaderMap, header::AUTHORIZATION};
 use serde::Deserialize;
-use tokio::sync::OnceCell;
 
-pub use self::mas::Introspection;
+pub use self::introspection::Introspection;
 use self::{
     homeserver::{Homeserver, Owner},
     mas::Mas,
 };
-use crate::{config::Authentication, error::Error, postgres::Connection, query::Args};
+use crate::{
+    config::Authentication, error::Error, invocation::Invocation, postgres::Connection, query::Args,
+};
 
 /// An access token as the request carries it. It has no `Display` and its `Debug` shows nothing.
 pub struct AccessToken(String);
@@ -106,24 +110,6 @@ fn bearer_token(authorization: &[u8]) -> Result<&[u8], Error> {
 #[derive(Debug)]
 pub struct Admin(());
 
-impl Claim {
-    /// Whose token it is by the word of the homeserver, at the Unix time `now_ms`, in ms. Through a
-    /// pooler the session that was lent goes back while the homeserver is asked.
-    async fn owner(
-        &self,
-        connection: &mut Connection,
-        homeserver: &Homeserver,
-        now_ms: i64,
-    ) -> Result<&Owner, Error> {
-        if self.owner.get().is_none() {
-            connection.end().await?;
-            self.owner.get_or_try_init(|| homeserver.whoami(&self.token, now_ms)).await?;
-            connection.begin().await?;
-        }
-        self.owner.get().ok_or(Error::ReplicaBehind)
-    }
-}
-
 /// Reads a JSON object, and nothing else: serde also takes a list of its values for one, and looks
 /// for UTF-8 only in the fields that are asked for.
 fn object<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Option<T> {
@@ -148,13 +134,14 @@ enum Backend {
     Mas(Box<Mas>),
 }
 
-/// A token, and what is known of it.
+/// A token, and what is known of it without the database.
 #[derive(Debug)]
 pub struct Claim {
     token: AccessToken,
+    /// What MAS says of it; `None` without MAS.
     introspection: Option<Introspection>,
-    /// Whose it is by the word of the homeserver, which is asked once at most.
-    owner: OnceCell<Owner>,
+    /// Whose it is by the word of the homeserver; `None` until that was asked.
+    owner: Option<Owner>,
 }
 
 impl Authenticator {
@@ -172,6 +159,12 @@ impl Authenticator {
         Ok(Self { backend, homeserver })
     }
 
+    /// Whether [`Authenticator::claim`] asks MAS.
+    #[must_use]
+    pub fn asks_mas(&self) -> bool {
+        matches!(self.backend, Backend::Mas(_))
+    }
+
     /// Reads the secrets ahead of the first request. If that fails, the request tries again.
     ///
     /// # Errors
@@ -184,44 +177,44 @@ impl Authenticator {
         }
     }
 
-    /// What is known of a token without the database, at the Unix time `now_ms`, in ms.
+    /// What is known of a token without the database: with MAS, its introspection.
     ///
     /// # Errors
     ///
     /// With MAS [`Error::TokenNotActive`] and [`Error::IntrospectionFailed`].
-    pub async fn claim(&self, token: AccessToken, now_ms: i64) -> Result<Claim, Error> {
+    pub async fn claim(&self, token: AccessToken, at: &Invocation) -> Result<Claim, Error> {
         let introspection = match &self.backend {
             Backend::Internal { .. } => None,
-            Backend::Mas(mas) => Some(mas.introspect(&token, now_ms).await?),
+            Backend::Mas(mas) => {
+                let introspection = mas.introspect(&token, at.unix_ms);
+                let in_time = tokio::time::timeout(at.time_limit(), introspection).await;
+                let late = |_| Err(Error::IntrospectionFailed { cause: TOO_LATE.to_owned() });
+                Some(in_time.unwrap_or_else(late)?)
+            }
         };
-        Ok(Claim { token, introspection, owner: OnceCell::new() })
+        Ok(Claim { token, introspection, owner: None })
     }
 
-    /// Whether it was the homeserver that was waited for when a request was given up.
-    #[must_use]
-    pub fn waited_for_homeserver(&self) -> bool {
-        self.homeserver.as_ref().is_some_and(Homeserver::take_asked)
-    }
-
-    /// Checks a claim at the Unix time `now_ms`, in ms.
+    /// Checks a claim at the Unix time `now_ms`, in ms, by the replica. `None` means that the
+    /// replica does not know the token, its user or its device, and that the homeserver can be asked
+    /// by [`Authenticator::vouch`]. After that it is never `None`.
     ///
     /// # Errors
     ///
-    /// The refusals of [`Error`], in Synapse's order. A failure of the database is one of its
-    /// `Database` errors, one of the homeserver [`Error::HomeserverUnavailable`].
+    /// The refusals of [`Error`], in Synapse's order; the `Database` errors.
     pub async fn admin(
         &self,
         connection: &mut Connection,
         claim: &Claim,
         now_ms: i64,
-    ) -> Result<Admin, Error> {
-        let homeserver = self.homeserver.as_ref();
+    ) -> Result<Option<Admin>, Error> {
+        let may_ask = self.homeserver.is_some();
         match (&self.backend, &claim.introspection) {
             (Backend::Internal { account_validity }, _) => {
-                internal::admin(connection, claim, homeserver, *account_validity, now_ms).await
+                internal::admin(connection, claim, may_ask, *account_validity, now_ms).await
             }
             (Backend::Mas(mas), Some(introspection)) => {
-                mas.admin(connection, claim, introspection, homeserver, now_ms).await
+                mas.admin(connection, claim, introspection, may_ask).await
             }
             // `claim` introspects. If it had not, that would be no fault of the token.
             (Backend::Mas(_), None) => {
@@ -229,7 +222,27 @@ impl Authenticator {
             }
         }
     }
+
+    /// Has the homeserver say whose token it is.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::HomeserverRefused`] in the homeserver's own words, [`Error::GuestAccessForbidden`],
+    /// [`Error::HomeserverUnavailable`], [`Error::TooManyUnknownTokens`], [`Error::UnknownToken`].
+    pub async fn vouch(&self, claim: Claim, at: &Invocation) -> Result<Claim, Error> {
+        let Some(homeserver) = &self.homeserver else { return Err(Error::UnknownToken) };
+        let whoami = homeserver.whoami(&claim.token, at.unix_ms);
+        let late = |_| Err(Error::HomeserverUnavailable { cause: TOO_LATE.to_owned() });
+        let owner = tokio::time::timeout(at.time_limit(), whoami).await.unwrap_or_else(late)?;
+        if owner.is_guest {
+            return Err(Error::GuestAccessForbidden);
+        }
+        Ok(Claim { owner: Some(owner), ..claim })
+    }
 }
+
+/// What is logged of a server that was given up for the sake of the invocation.
+const TOO_LATE: &str = "no answer before the end of the invocation";
 
 #[cfg(test)]
 mod tests {

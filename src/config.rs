@@ -103,6 +103,8 @@ pub struct Database {
     pub login: Login,
     /// Whether the other end is a pooler, which lends its sessions for one transaction at a time.
     pub pooler: bool,
+    /// shim
+    pub schema: String,
     url: DatabaseUrl,
     /// PEM text of the authorities to trust beside those of the public web; `None` leaves the word
     /// to the URL.
@@ -350,7 +352,13 @@ impl Database {
         }
         let url = url.filter(|_| problems.len() == before)?;
         let authorities = authorities.filter(|_| !url.has("sslrootcert"));
-        Some(Self { login, pooler, url, authorities })
+        Some(Self {
+            login,
+            pooler,
+            schema: variable("DATABASE_SCHEMA").unwrap_or_else(|| "public".to_owned()),
+            url,
+            authorities,
+        })
     }
 
     /// Where to connect and as whom by the URL alone.

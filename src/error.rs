@@ -1,4 +1,5 @@
-//! Every error that a caller can get: one variant per Matrix error response.
+//! Every error that a caller can get: one variant per Matrix error response, and one table of what
+//! each is answered with.
 
 use std::borrow::Cow;
 
@@ -11,7 +12,7 @@ use serde_json::json;
 /// A fault of this function, of the replica or of the network is never 401 or 403: admin UIs
 /// answer those by deleting the admin's token.
 ///
-/// Failures of the database carry a `cause` for the log; it never reaches the caller.
+/// Failures carry a `cause` for the log; it never reaches the caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Error {
     /// The path is not the endpoint's.
@@ -68,8 +69,8 @@ pub enum Error {
     HomeserverRefused {
         /// Its HTTP status code, 401 or 403.
         status: u16,
-        /// Its `errcode`.
-        errcode: String,
+        /// Its `errcode`, one of those that speak of the token or its user.
+        errcode: &'static str,
         /// Its text.
         message: String,
         /// Its `soft_logout`.
@@ -80,8 +81,11 @@ pub enum Error {
         /// For the log.
         cause: String,
     },
-    /// The homeserver knows a user that the replica does not know yet.
-    ReplicaBehind,
+    /// More unknown tokens came than the homeserver may be asked about.
+    TooManyUnknownTokens,
+    /// The homeserver vouches for a token, and the replica contradicts it. The text says what the
+    /// replica has, for the log.
+    ReplicaBehind(&'static str),
 
     /// The named parameter is not one of its allowed values.
     NotOneOf {
@@ -127,6 +131,144 @@ pub enum Error {
     },
 }
 
+/// How an error is answered: a line of the table in [`Error::answer`].
+struct Answer<'a> {
+    status: u16,
+    errcode: &'static str,
+    soft_logout: Option<bool>,
+    message: Cow<'a, str>,
+}
+
+impl Error {
+    /// The table: status, `errcode`, `soft_logout` where the body has it, text.
+    #[rustfmt::skip]
+    fn answer(&self) -> Answer<'_> {
+        let (status, errcode, soft_logout, message): (_, _, _, Cow<'_, str>) = match self {
+            Self::NoSuchEndpoint => (404, "M_UNRECOGNIZED", None, "Unrecognized request".into()),
+            Self::MethodNotAllowed => (405, "M_UNRECOGNIZED", None, "Unrecognized request".into()),
+
+            Self::MissingToken => (401, "M_MISSING_TOKEN", None, "Missing access token".into()),
+            Self::MixedCredentials => (401, "M_MISSING_TOKEN", None, "Mixing Authorization headers and access_token query parameters.".into()),
+            Self::TooManyAuthorizationHeaders => (401, "M_MISSING_TOKEN", None, "Too many Authorization headers.".into()),
+            Self::InvalidAuthorizationHeader => (401, "M_MISSING_TOKEN", None, "Invalid Authorization header.".into()),
+
+            Self::UnknownToken => (401, "M_UNKNOWN_TOKEN", Some(false), "Invalid access token passed.".into()),
+            Self::ExpiredToken => (401, "M_UNKNOWN_TOKEN", Some(true), "Access token has expired".into()),
+            Self::UserIdWithoutSigil => (400, "M_INVALID_PARAM", None, "Expected UserID string to start with '@'".into()),
+            Self::UserIdWithoutServerName => (400, "M_INVALID_PARAM", None, "Expected UserID of the form '@localname:domain'".into()),
+            Self::UserLocked => (401, "M_USER_LOCKED", Some(true), "User account has been locked".into()),
+            Self::AccountExpired => (403, "ORG_MATRIX_EXPIRED_ACCOUNT", None, "User account has expired".into()),
+            Self::GuestAccessForbidden => (403, "M_GUEST_ACCESS_FORBIDDEN", None, "Guest access not allowed".into()),
+            Self::NotAnAdmin => (403, "M_FORBIDDEN", None, "You are not a server admin".into()),
+
+            Self::TokenNotActive => (401, "M_UNKNOWN_TOKEN", Some(false), "Token is not active".into()),
+            Self::TokenWithoutClientScope => (401, "M_UNKNOWN_TOKEN", Some(false), "Token doesn't grant access to the Matrix C-S API".into()),
+            Self::InvalidUsernameClaim => (500, "M_FORBIDDEN", None, "Invalid username claim in the introspection result".into()),
+            Self::UserNotFound => (500, "M_FORBIDDEN", None, "User not found".into()),
+            Self::MultipleDeviceIds => (500, "M_FORBIDDEN", None, "Multiple device IDs in scope".into()),
+            Self::InvalidDeviceId => (500, "M_FORBIDDEN", None, "Invalid device ID in introspection result".into()),
+            Self::IntrospectionFailed { .. } => (503, "M_UNKNOWN", None, "Unable to introspect the access token".into()),
+
+            Self::HomeserverRefused { status, errcode, message, soft_logout } => (*status, errcode, *soft_logout, message.into()),
+            Self::HomeserverUnavailable { .. } => (503, "M_UNKNOWN", None, "The media statistics function cannot ask the homeserver about the access token; try again in a moment".into()),
+            Self::TooManyUnknownTokens => (429, "M_LIMIT_EXCEEDED", None, "Too many unknown access tokens; try again in a moment".into()),
+            Self::ReplicaBehind(_) => (503, "M_UNKNOWN", None, "The database replica does not know yet what the homeserver knows of this user; try again in a moment".into()),
+
+            Self::NotOneOf { parameter, allowed } => (400, "M_INVALID_PARAM", None, format!("Query parameter '{parameter}' must be one of {allowed}").into()),
+            Self::NotAnInteger(parameter) => (400, "M_INVALID_PARAM", None, format!("Query parameter {parameter} must be an integer").into()),
+            Self::NegativeInteger(parameter) => (400, "M_INVALID_PARAM", None, format!("Query parameter {parameter} must be a positive integer.").into()),
+            Self::UntilNotAfterFrom => (400, "M_INVALID_PARAM", None, "Query parameter until_ts must be greater than from_ts.".into()),
+            Self::SearchTermNotUtf8 => (400, "M_INVALID_PARAM", None, "Query parameter 'search_term' must be valid UTF-8".into()),
+            Self::SearchTermWithNul => (400, "M_INVALID_PARAM", None, "Query parameter 'search_term' must not contain NUL".into()),
+            Self::EmptySearchTerm => (400, "M_INVALID_PARAM", None, "Query parameter search_term cannot be an empty string.".into()),
+
+            Self::Misconfigured => (500, "M_UNKNOWN", None, "The media statistics function is misconfigured; its log names the setting".into()),
+            Self::DatabaseUnavailable { .. } => (503, "M_UNKNOWN", None, "The media statistics function cannot reach its database; try again in a moment".into()),
+            Self::StatementTimeout { .. } => (504, "M_UNKNOWN", None, "The media statistics took too long; narrow them with from_ts, until_ts or search_term".into()),
+            Self::DatabaseFailed { .. } => (500, "M_UNKNOWN", None, "The media statistics function got an error from its database; its log names the cause".into()),
+            Self::UserTooLarge { position } => (500, "M_UNKNOWN", None, format!("The user at from={position} does not fit into an answer").into()),
+        };
+        Answer { status, errcode, soft_logout, message }
+    }
+
+    /// The HTTP status code.
+    #[must_use]
+    pub fn status(&self) -> u16 {
+        self.answer().status
+    }
+
+    /// The Matrix `errcode`.
+    #[must_use]
+    pub fn errcode(&self) -> &'static str {
+        self.answer().errcode
+    }
+
+    /// After how many seconds to try again, where that helps.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<u16> {
+        match self.status() {
+            429 => Some(1),
+            503 => Some(5),
+            _ => None,
+        }
+    }
+
+    /// The response body (spec: client-server API, "Standard error response" and "Rate limiting").
+    #[must_use]
+    pub fn body(&self) -> String {
+        let answer = self.answer();
+        let mut body = json!({ "errcode": answer.errcode, "error": answer.message });
+        if let Some(soft_logout) = answer.soft_logout {
+            body["soft_logout"] = soft_logout.into();
+        }
+        if let (429, Some(seconds)) = (answer.status, self.retry_after()) {
+            body["retry_after_ms"] = (u32::from(seconds) * 1000).into();
+        }
+        body.to_string()
+    }
+
+    /// What the log says beyond the errcode: the cause of a failure, never a value from the
+    /// request or the database. `None` for what is the caller's own doing.
+    #[must_use]
+    pub fn cause(&self) -> Option<Cow<'_, str>> {
+        Some(match self {
+            Self::DatabaseUnavailable { cause }
+            | Self::StatementTimeout { cause }
+            | Self::DatabaseFailed { cause } => cause.into(),
+            Self::IntrospectionFailed { cause } => format!("asking MAS: {cause}").into(),
+            Self::HomeserverUnavailable { cause } => {
+                format!("asking the homeserver: {cause}").into()
+            }
+            Self::ReplicaBehind(what) => {
+                format!("the replica is behind the homeserver: {what}").into()
+            }
+            Self::InvalidUsernameClaim
+            | Self::UserNotFound
+            | Self::MultipleDeviceIds
+            | Self::InvalidDeviceId => format!("what MAS says: {}", self.answer().message).into(),
+            Self::Misconfigured => {
+                "see the line \"the configuration is wrong\", logged at start".into()
+            }
+            Self::UserTooLarge { position } => {
+                format!("the row at offset {position} exceeds the answer's budget").into()
+            }
+            _ => return None,
+        })
+    }
+
+    /// Whether nothing is known of the connection to the database after it.
+    #[must_use]
+    pub fn poisons_connection(&self) -> bool {
+        matches!(
+            self,
+            Self::DatabaseUnavailable { .. }
+                | Self::StatementTimeout { .. }
+                | Self::DatabaseFailed { .. }
+                | Self::UserTooLarge { .. }
+        )
+    }
+}
+
 /// An error's text, and those of what is behind it.
 #[must_use]
 pub fn chain(error: &dyn std::error::Error) -> String {
@@ -138,221 +280,6 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         source = inner.source();
     }
     text
-}
-
-impl Error {
-    /// The HTTP status code.
-    #[must_use]
-    pub fn status(&self) -> u16 {
-        match self {
-            Self::NotOneOf { .. }
-            | Self::NotAnInteger(_)
-            | Self::NegativeInteger(_)
-            | Self::UntilNotAfterFrom
-            | Self::SearchTermNotUtf8
-            | Self::SearchTermWithNul
-            | Self::EmptySearchTerm
-            | Self::UserIdWithoutSigil
-            | Self::UserIdWithoutServerName => 400,
-            Self::MissingToken
-            | Self::MixedCredentials
-            | Self::TooManyAuthorizationHeaders
-            | Self::InvalidAuthorizationHeader
-            | Self::UnknownToken
-            | Self::ExpiredToken
-            | Self::UserLocked
-            | Self::TokenNotActive
-            | Self::TokenWithoutClientScope => 401,
-            Self::GuestAccessForbidden | Self::NotAnAdmin | Self::AccountExpired => 403,
-            Self::HomeserverRefused { status, .. } => *status,
-            Self::NoSuchEndpoint => 404,
-            Self::MethodNotAllowed => 405,
-            Self::Misconfigured
-            | Self::DatabaseFailed { .. }
-            | Self::UserTooLarge { .. }
-            | Self::InvalidUsernameClaim
-            | Self::UserNotFound
-            | Self::MultipleDeviceIds
-            | Self::InvalidDeviceId => 500,
-            Self::DatabaseUnavailable { .. }
-            | Self::IntrospectionFailed { .. }
-            | Self::HomeserverUnavailable { .. }
-            | Self::ReplicaBehind => 503,
-            Self::StatementTimeout { .. } => 504,
-        }
-    }
-
-    /// The Matrix `errcode`.
-    #[must_use]
-    pub fn errcode(&self) -> &str {
-        match self {
-            Self::NoSuchEndpoint | Self::MethodNotAllowed => "M_UNRECOGNIZED",
-            Self::MissingToken
-            | Self::MixedCredentials
-            | Self::TooManyAuthorizationHeaders
-            | Self::InvalidAuthorizationHeader => "M_MISSING_TOKEN",
-            Self::UnknownToken
-            | Self::ExpiredToken
-            | Self::TokenNotActive
-            | Self::TokenWithoutClientScope => "M_UNKNOWN_TOKEN",
-            Self::AccountExpired => "ORG_MATRIX_EXPIRED_ACCOUNT",
-            Self::HomeserverRefused { errcode, .. } => errcode,
-            Self::UserLocked => "M_USER_LOCKED",
-            Self::GuestAccessForbidden => "M_GUEST_ACCESS_FORBIDDEN",
-            // Whatever the status, as in Synapse.
-            Self::NotAnAdmin
-            | Self::InvalidUsernameClaim
-            | Self::UserNotFound
-            | Self::MultipleDeviceIds
-            | Self::InvalidDeviceId => "M_FORBIDDEN",
-            Self::NotOneOf { .. }
-            | Self::NotAnInteger(_)
-            | Self::NegativeInteger(_)
-            | Self::UntilNotAfterFrom
-            | Self::SearchTermNotUtf8
-            | Self::SearchTermWithNul
-            | Self::EmptySearchTerm
-            | Self::UserIdWithoutSigil
-            | Self::UserIdWithoutServerName => "M_INVALID_PARAM",
-            Self::Misconfigured
-            | Self::DatabaseUnavailable { .. }
-            | Self::StatementTimeout { .. }
-            | Self::DatabaseFailed { .. }
-            | Self::UserTooLarge { .. }
-            | Self::IntrospectionFailed { .. }
-            | Self::HomeserverUnavailable { .. }
-            | Self::ReplicaBehind => "M_UNKNOWN",
-        }
-    }
-
-    /// The text for the caller.
-    #[must_use]
-    pub fn message(&self) -> Cow<'_, str> {
-        let message = match self {
-            Self::NoSuchEndpoint | Self::MethodNotAllowed => "Unrecognized request",
-            Self::MissingToken => "Missing access token",
-            Self::MixedCredentials => {
-                "Mixing Authorization headers and access_token query parameters."
-            }
-            Self::TooManyAuthorizationHeaders => "Too many Authorization headers.",
-            Self::InvalidAuthorizationHeader => "Invalid Authorization header.",
-            Self::UnknownToken => "Invalid access token passed.",
-            Self::ExpiredToken => "Access token has expired",
-            Self::UserIdWithoutSigil => "Expected UserID string to start with '@'",
-            Self::UserIdWithoutServerName => "Expected UserID of the form '@localname:domain'",
-            Self::UserLocked => "User account has been locked",
-            Self::GuestAccessForbidden => "Guest access not allowed",
-            Self::NotAnAdmin => "You are not a server admin",
-            Self::AccountExpired => "User account has expired",
-            Self::TokenNotActive => "Token is not active",
-            Self::TokenWithoutClientScope => "Token doesn't grant access to the Matrix C-S API",
-            Self::InvalidUsernameClaim => "Invalid username claim in the introspection result",
-            Self::UserNotFound => "User not found",
-            Self::MultipleDeviceIds => "Multiple device IDs in scope",
-            Self::InvalidDeviceId => "Invalid device ID in introspection result",
-            Self::IntrospectionFailed { .. } => "Unable to introspect the access token",
-            Self::HomeserverRefused { message, .. } => message,
-            Self::HomeserverUnavailable { .. } => {
-                "The media statistics function cannot ask the homeserver about the access token; \
-                 try again in a moment"
-            }
-            Self::ReplicaBehind => {
-                "The database replica does not know this user yet; try again in a moment"
-            }
-            Self::NotOneOf { parameter, allowed } => {
-                return format!("Query parameter '{parameter}' must be one of {allowed}").into();
-            }
-            Self::NotAnInteger(parameter) => {
-                return format!("Query parameter {parameter} must be an integer").into();
-            }
-            Self::NegativeInteger(parameter) => {
-                return format!("Query parameter {parameter} must be a positive integer.").into();
-            }
-            Self::UntilNotAfterFrom => "Query parameter until_ts must be greater than from_ts.",
-            Self::SearchTermNotUtf8 => "Query parameter 'search_term' must be valid UTF-8",
-            Self::SearchTermWithNul => "Query parameter 'search_term' must not contain NUL",
-            Self::EmptySearchTerm => "Query parameter search_term cannot be an empty string.",
-            Self::Misconfigured => {
-                "The media statistics function is misconfigured; its log names the setting"
-            }
-            Self::DatabaseUnavailable { .. } => {
-                "The media statistics function cannot reach its database; try again in a moment"
-            }
-            Self::StatementTimeout { .. } => {
-                "The media statistics took too long; narrow them with from_ts, until_ts or search_term"
-            }
-            Self::DatabaseFailed { .. } => {
-                "The media statistics function got an error from its database; its log names the cause"
-            }
-            Self::UserTooLarge { position } => {
-                return format!("The user at from={position} does not fit into an answer").into();
-            }
-        };
-        message.into()
-    }
-
-    /// The spec's `soft_logout`: whether a client may log in again and keep its device; `None`
-    /// where the field does not belong into the body.
-    #[must_use]
-    pub fn soft_logout(&self) -> Option<bool> {
-        match self {
-            Self::UnknownToken | Self::TokenNotActive | Self::TokenWithoutClientScope => {
-                Some(false)
-            }
-            Self::HomeserverRefused { soft_logout, .. } => *soft_logout,
-            Self::ExpiredToken | Self::UserLocked => Some(true),
-            _ => None,
-        }
-    }
-
-    /// What the log says beyond the errcode: the cause of a failure, never a value from the
-    /// request or the database. `None` for what is the caller's own doing.
-    #[must_use]
-    pub fn cause(&self) -> Option<Cow<'_, str>> {
-        match self {
-            Self::DatabaseUnavailable { cause }
-            | Self::StatementTimeout { cause }
-            | Self::DatabaseFailed { cause } => Some(cause.into()),
-            Self::IntrospectionFailed { cause } => Some(format!("asking MAS: {cause}").into()),
-            Self::HomeserverUnavailable { cause } => {
-                Some(format!("asking the homeserver: {cause}").into())
-            }
-            Self::ReplicaBehind => Some("the replica lags behind the homeserver".into()),
-            Self::InvalidUsernameClaim
-            | Self::UserNotFound
-            | Self::MultipleDeviceIds
-            | Self::InvalidDeviceId => Some(format!("what MAS says: {}", self.message()).into()),
-            Self::Misconfigured => {
-                Some("see the line \"the configuration is wrong\", logged at start".into())
-            }
-            Self::UserTooLarge { position } => {
-                Some(format!("the row at offset {position} exceeds the answer's budget").into())
-            }
-            _ => None,
-        }
-    }
-
-    /// Whether nothing is known of the connection to the database after it.
-    #[must_use]
-    pub fn spoils_connection(&self) -> bool {
-        matches!(
-            self,
-            Self::DatabaseUnavailable { .. }
-                | Self::StatementTimeout { .. }
-                | Self::DatabaseFailed { .. }
-                | Self::UserTooLarge { .. }
-        )
-    }
-
-    /// The response body (spec: client-server API, "Standard error response").
-    #[must_use]
-    pub fn body(&self) -> String {
-        let mut body = json!({ "errcode": self.errcode(), "error": self.message() });
-        if let Some(soft_logout) = self.soft_logout() {
-            body["soft_logout"] = soft_logout.into();
-        }
-        body.to_string()
-    }
 }
 
 #[cfg(test)]

@@ -2,15 +2,14 @@
 
 use std::{
     convert::Infallible,
+    panic::AssertUnwindSafe,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use futures_util::FutureExt;
 use lambda_runtime::{LambdaEvent, service_fn};
 use synapse_media_usage::{
-    config::Config,
-    gateway::Event,
-    log,
-    service::{Now, Service},
+    config::Config, gateway::Event, invocation::Invocation, log, service::Service,
 };
 
 /// The longest that an invocation can take (Lambda quotas).
@@ -23,15 +22,20 @@ async fn main() -> Result<(), lambda_runtime::Error> {
     let service: &Service = Box::leak(Box::new(Service::new(Config::from_env())));
     // Init is the time to connect: the first request finds the connection open.
     service.connect(unix_time_ms()).await;
-    lambda_runtime::spawn_graceful_shutdown_handler(|| service.close()).await;
+    // A courtesy to the server. It takes one of the ten extensions that a function may have, and
+    // panics where there is none left.
+    let shutdown = lambda_runtime::spawn_graceful_shutdown_handler(|| service.close());
+    if AssertUnwindSafe(shutdown).catch_unwind().await.is_err() {
+        tracing::warn!("no shutdown hook: connections end without a goodbye");
+    }
     lambda_runtime::run(service_fn(|event: LambdaEvent<Event>| async move {
         let unix_ms = unix_time_ms();
-        // A deadline that has passed is none: Lambda sends no such event, and `cargo lambda watch`
-        // only such.
+        // `cargo lambda watch` sends deadlines in the past. Treat those as no deadline.
         let time_left = event.context.deadline.checked_sub(unix_ms.unsigned_abs());
         let time_left = time_left.filter(|ms| *ms > 0).map_or(LONGEST, Duration::from_millis);
-        let now = Now { unix_ms, time_left };
-        Ok::<_, Infallible>(service.answer(event.payload, &event.context.request_id, now).await)
+        let invocation = Invocation::new(unix_ms, time_left);
+        let answer = service.answer(event.payload, &event.context.request_id, invocation);
+        Ok::<_, Infallible>(answer.await)
     }))
     .await
 }

@@ -8,12 +8,22 @@ use crate::{
     error::Error,
     page::{Budget, Page, UserMedia},
     postgres::{Connection, failure},
-    query::{MediaUsageQuery, SearchTerm},
-    request_log::Progress,
-    statement::Statement,
+    query::{Direction, MediaUsageQuery, SearchTerm},
+    statement::Shape,
 };
 
-/// Reads the page that a query asks for, as the JSON body of its answer, and takes down how.
+/// A page, and how it was found.
+#[derive(Debug)]
+pub struct MediaUsage {
+    /// The JSON body of the answer.
+    pub body: String,
+    /// How many users it holds.
+    pub rows: i64,
+    /// The shape of the statement that answered.
+    pub shape: Shape,
+}
+
+/// Reads the page that a query asks for.
 ///
 /// Page and total are of one snapshot, because one statement reads both. All rows are taken off
 /// the connection even where the budget ends the page earlier: the next request finds it idle,
@@ -27,13 +37,9 @@ pub async fn media_usage(
     _admin: &Admin,
     query: &MediaUsageQuery,
     budget: Budget,
-    progress: &mut Progress,
-) -> Result<String, Error> {
-    let statement = Statement::for_query(query, connection.small).ok_or_else(|| {
-        Error::DatabaseFailed { cause: "no statement answers this order".to_owned() }
-    })?;
-    progress.shape = Some(statement.shape);
-    let mut rows = sqlx::query(statement.sql)
+) -> Result<MediaUsage, Error> {
+    let shape = Shape::for_query(query, connection.one_pass);
+    let mut rows = sqlx::query(connection.statements.page(shape))
         .persistent(connection.keeps_statements())
         // Rows that no page can hold need not be sent.
         .bind(query.limit.min(budget.most_users()))
@@ -41,6 +47,8 @@ pub async fn media_usage(
         .bind(query.window.after)
         .bind(query.window.until)
         .bind(query.search_term.as_ref().map(SearchTerm::expose))
+        .bind(query.order_by.as_str())
+        .bind(query.dir == Direction::Backwards)
         .fetch(&mut connection.session);
     let mut page = Page::new(query.from, budget);
     let mut pushed = Ok(());
@@ -55,8 +63,7 @@ pub async fn media_usage(
         }
     }
     pushed?;
-    progress.rows = Some(page.rows());
-    Ok(page.into_body(total))
+    Ok(MediaUsage { rows: page.rows(), body: page.into_body(total), shape })
 }
 
 /// The user of a row; `None` in the only row of an empty page.

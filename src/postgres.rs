@@ -1,29 +1,43 @@
 //! The connection: one an execution environment, opened during init, reopened when it broke.
+//! [`Connector::ask`] has its whole life.
+
+mod failure;
 
 use std::{
-    error::Error as _,
     fmt::Write as _,
-    sync::{Mutex, MutexGuard, PoisonError},
+    hash::{BuildHasher, Hasher, RandomState},
+    panic::AssertUnwindSafe,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
     time::{Duration, Instant, UNIX_EPOCH},
 };
 
-use rustls::CertificateError;
+use futures_util::FutureExt;
 use sqlx::{
     ConnectOptions, Connection as _, PgConnection, Postgres, Row,
     postgres::{PgArguments, PgConnectOptions, PgRow},
     query::Query,
 };
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, oneshot},
+};
 
+pub use self::failure::failure;
+use self::failure::{SET_POOLER, connecting, is_refused_password};
 use crate::{
-    aws::Failure,
     config::{Access, Database},
     credentials::Credentials,
-    error::{Error, chain},
-    statement,
+    error::Error,
+    invocation::Invocation,
+    statement::Statements,
 };
 
 /// How long opening a connection may take: name resolution, secret, TLS and authentication.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long a login waits for one before it that was given up.
+const LOGIN_SLOT_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// How long a connection that was idle may take for its first answer, which is a lookup by a unique
 /// key. Longer than that, and the other end is taken for gone: while an execution environment is
@@ -35,16 +49,19 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 /// one: the server may be there and have no session to spare, or the pooler before it.
 const FIRST_ANSWER: Duration = Duration::from_millis(4500);
 
-/// How long before the end of an invocation a request is given up, so that its statement can be
-/// cancelled and the answer still arrives.
-const MARGIN: Duration = Duration::from_millis(1500);
-
 /// How long cancelling a statement may take.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long closing the connection may take. Lambda kills the process half a second after SIGTERM
 /// (AWS Lambda Developer Guide, "Lambda execution environment lifecycle").
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(300);
+
+/// Begins a request's transaction through a pooler. There the isolation level cannot be a setting,
+/// because `SET LOCAL` comes too late for it.
+const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+
+/// Cancels a statement; one parameter, the process id of its backend.
+const CANCEL: &str = "SELECT pg_cancel_backend($1)";
 
 /// Opens the connection and keeps it between invocations.
 ///
@@ -54,10 +71,26 @@ const CLOSE_TIMEOUT: Duration = Duration::from_millis(300);
 pub struct Connector {
     database: Database,
     credentials: Credentials,
+    statements: &'static Statements,
     settings: Vec<(&'static str, String)>,
-    /// How long a request may take, connecting included.
-    patience: Duration,
+    /// The value of [`MARKER`] that only this connector's sessions have.
+    marker: String,
+    /// How long asking may take, connecting included.
+    time_limit: Duration,
     idle: Mutex<Option<Connection>>,
+    /// One login at a time: each has a thread of its own, and computing cannot be broken off.
+    login: Arc<Semaphore>,
+}
+
+/// What came of asking.
+#[derive(Debug)]
+pub struct Asked<T> {
+    /// The answer.
+    pub answer: Result<T, Error>,
+    /// How long it took, connecting included.
+    pub time: Duration,
+    /// How often it was asked again.
+    pub retries: u32,
 }
 
 /// A connection to the database.
@@ -65,14 +98,17 @@ pub struct Connector {
 pub struct Connection {
     /// The connection itself.
     pub session: PgConnection,
-    /// Whether there are only few media, see [`statement::SESSION`].
-    pub small: bool,
-    /// The process id of the backend at the other end.
+    /// Every text that can be sent.
+    pub statements: &'static Statements,
+    /// Whether one pass is the quickest way to any page, see `sql/session.sql`.
+    pub one_pass: bool,
+    /// The process id of the backend at the other end; 0 through a pooler that has lent no session.
     pid: i32,
     /// By when the other end has to answer; `None` once it has.
     answers_by: Option<Instant>,
-    /// What is said if it does not.
-    silence: &'static str,
+    /// What the log says if it does not.
+    no_answer: &'static str,
+    marker: String,
     /// Through a pooler, what begins a transaction.
     begin: Option<String>,
 }
@@ -81,53 +117,146 @@ impl Connector {
     /// A connector that has not connected yet.
     #[must_use]
     pub fn new(database: Database, statement_timeout: Duration) -> Self {
+        let marker = format!("s{:016x}", RandomState::new().build_hasher().finish());
         Self {
             credentials: Credentials::new(&database.login),
-            database,
+            // They live as long as the process.
+            statements: Box::leak(Box::new(Statements::in_schema(&database.schema))),
             settings: settings(statement_timeout),
+            marker,
             // The server gives up a statement by itself. This is for a server that does not, or
             // that is not there any more. template.yaml keeps it below the function's own timeout.
-            patience: statement_timeout + FIRST_ANSWER,
+            time_limit: statement_timeout + FIRST_ANSWER,
             idle: Mutex::new(None),
+            login: Arc::new(Semaphore::new(1)),
+            database,
         }
     }
 
-    /// By when there has to be a first answer to what is asked from now on.
-    #[must_use]
-    pub fn answers_by() -> Instant {
-        Instant::now() + FIRST_ANSWER
+    /// Asks `question` on the idle connection or on a new one, within the time that the invocation
+    /// has. A connection that breaks, and a replica that cancels what stands in the way of
+    /// replication, is asked once more on a new connection, because all that is asked is a question.
+    /// What is given up is cancelled on the server.
+    ///
+    /// The question finds a transaction that only reads, with the session's settings: through a
+    /// pooler one of its own, else that of each statement.
+    pub async fn ask<T>(
+        &self,
+        invocation: &Invocation,
+        question: impl AsyncFn(&mut Connection) -> Result<T, Error>,
+    ) -> Asked<T> {
+        let start = Instant::now();
+        let time_limit = self.time_limit.min(invocation.time_limit());
+        let (mut held, mut retries) = (None, 0);
+        let ask = self.ask_twice(&mut held, &mut retries, invocation.unix_ms, question);
+        let answer = tokio::time::timeout(time_limit, ask).await;
+        let answer = match (answer, held) {
+            (Ok(answer), Some(connection))
+                if !answer.as_ref().is_err_and(Error::poisons_connection) =>
+            {
+                self.give_back(connection);
+                answer
+            }
+            // After a failure the connection is dropped, not examined.
+            (Ok(answer), _) => answer,
+            (Err(_), held) => {
+                if let Some(connection) = held {
+                    self.cancel(&connection, invocation).await;
+                }
+                let ms = time_limit.as_millis();
+                let cause = format!("no answer from the database within {ms} ms");
+                Err(Error::StatementTimeout { cause })
+            }
+        };
+        Asked { answer, time: start.elapsed(), retries }
+    }
+
+    /// Asks, and leaves the connection in `held`.
+    async fn ask_twice<T>(
+        &self,
+        held: &mut Option<Connection>,
+        retries: &mut u32,
+        unix_ms: i64,
+        question: impl AsyncFn(&mut Connection) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let answers_by = Instant::now() + FIRST_ANSWER;
+        let connection = match self.take_idle() {
+            Some(connection) => connection,
+            None => self.connect(unix_ms, answers_by).await?,
+        };
+        let connection = held.insert(connection);
+        let mut answer = unwinding(connection.transact(&question)).await;
+        if matches!(answer, Err(Error::DatabaseUnavailable { .. })) {
+            *retries += 1;
+            // Whoever has answered may take as long for the next first answer.
+            let has_answered = connection.answers_by.is_none();
+            let answers_by = if has_answered { Instant::now() + FIRST_ANSWER } else { answers_by };
+            // Closed before the next is opened, so that there are never two.
+            *held = None;
+            let connection = held.insert(self.connect(unix_ms, answers_by).await?);
+            answer = unwinding(connection.transact(&question)).await;
+        }
+        match (answer, held) {
+            (Err(Error::DatabaseFailed { cause }), Some(connection)) => {
+                let cause = unwinding(connection.explain(&cause)).await.unwrap_or(cause);
+                Err(Error::DatabaseFailed { cause })
+            }
+            (answer, _) => answer,
+        }
+    }
+
+    /// Opens a connection ahead of the first request, at the Unix time `unix_ms`, in ms.
+    ///
+    /// # Errors
+    ///
+    /// As [`Connector::session`].
+    pub async fn open_idle(&self, unix_ms: i64) -> Result<(), Error> {
+        self.give_back(self.session(unix_ms).await?);
+        Ok(())
+    }
+
+    /// A new connection, at the Unix time `unix_ms`, in ms.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::DatabaseUnavailable`] if there is none within 3 seconds; [`Error::DatabaseFailed`]
+    /// if the server refuses this user or database, or the settings did not arrive.
+    pub async fn session(&self, unix_ms: i64) -> Result<Connection, Error> {
+        self.connect(unix_ms, Instant::now() + FIRST_ANSWER).await
     }
 
     /// The idle connection, if there is one. It has a second for its first answer.
-    pub fn idle(&self) -> Option<Connection> {
+    fn take_idle(&self) -> Option<Connection> {
         let connection = lock(&self.idle).take()?;
         Some(Connection {
             answers_by: Some(Instant::now() + SIGN_OF_LIFE),
-            silence: "an idle connection gave no sign of life within 1 s",
+            no_answer: "an idle connection gave no sign of life within 1 s",
             ..connection
         })
     }
 
-    /// A new connection, at the Unix time `now_ms`, in ms, which has to answer by a time.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::DatabaseUnavailable`] if there is none within 3 seconds or by that time;
-    /// [`Error::DatabaseFailed`] if the server refuses this user or database.
-    pub async fn connect(&self, now_ms: i64, answers_by: Instant) -> Result<Connection, Error> {
+    /// Takes back a connection that is fit for the next request.
+    fn give_back(&self, connection: Connection) {
+        *lock(&self.idle) = Some(connection);
+    }
+
+    /// A new connection, which has to answer by a time.
+    async fn connect(&self, unix_ms: i64, answers_by: Instant) -> Result<Connection, Error> {
         let by = answers_by.min(Instant::now() + CONNECT_TIMEOUT);
-        let connection = tokio::time::timeout_at(by.into(), self.log_in(now_ms)).await;
+        let connection = tokio::time::timeout_at(by.into(), unwinding(self.log_in(unix_ms))).await;
         let connection = connection.unwrap_or_else(|_| {
-            let cause = format!("connecting to {} took too long", self.place());
-            // The next secret may name another place.
-            self.credentials.forget();
+            let cause = format!("connecting to {} took too long", self.address());
             Err(Error::DatabaseUnavailable { cause })
-        })?;
-        Ok(Connection { answers_by: Some(answers_by), ..connection })
+        });
+        if connection.is_err() {
+            // The next secret may name another place, or a role that can be logged in.
+            self.credentials.forget();
+        }
+        Ok(Connection { answers_by: Some(answers_by), ..connection? })
     }
 
     /// Where the database is, for the log.
-    fn place(&self) -> String {
+    fn address(&self) -> String {
         let options = self.credentials.latest().and_then(|it| self.database.options(it).ok());
         let options = options.as_ref().unwrap_or(self.database.url());
         match options.get_socket() {
@@ -136,22 +265,42 @@ impl Connector {
         }
     }
 
-    async fn log_in(&self, now_ms: i64) -> Result<Connection, Error> {
-        let now = UNIX_EPOCH + Duration::from_millis(now_ms.try_into().unwrap_or(0));
+    async fn log_in(&self, unix_ms: i64) -> Result<Connection, Error> {
+        let now = UNIX_EPOCH + Duration::from_millis(unix_ms.try_into().unwrap_or(0));
         let access = self.credentials.access(self.database.url(), now).await?;
-        let connection = match self.open(&self.options(access)?).await {
+        let session = match self.log_in_apart(self.options(access)?).await {
             Err(error) if is_refused_password(&error) => match self.credentials.renewed().await? {
-                Some(access) => self.open(&self.options(access)?).await,
+                Some(access) => self.log_in_apart(self.options(access)?).await,
                 None => Err(error),
             },
-            connection => connection,
+            session => session,
         };
-        connection.map_err(|error| {
-            let error = connecting(&self.place(), &error);
-            // The next secret may name another place.
-            self.credentials.forget();
-            error
-        })
+        let connecting = |error: sqlx::Error| connecting(&self.address(), &error);
+        let mut connection = Connection {
+            session: session.map_err(connecting)?,
+            statements: self.statements,
+            one_pass: false,
+            pid: 0,
+            answers_by: None,
+            no_answer: "a new connection gave no first answer; is the pooler out of sessions?",
+            marker: self.marker.clone(),
+            begin: None,
+        };
+        let session = format!("{}; {}", self.statements.session, self.statements.check_client);
+        if self.database.pooler {
+            // What follows holds until the end of the transaction, and is gone with it.
+            let mut begin = BEGIN.to_owned();
+            for (name, value) in &self.settings {
+                let _ = write!(begin, "; SET LOCAL {name} = {value}");
+            }
+            let _ = write!(begin, "; SET LOCAL {MARKER} = {}", self.marker);
+            connection.begin = Some(format!("{begin}; {}", self.statements.session));
+        } else {
+            // Both in one round trip; the first one's row is the one that counts.
+            let session = sqlx::raw_sql(&session).fetch_one(&mut connection.session).await;
+            connection.read_session(&session.map_err(connecting)?)?;
+        }
+        Ok(connection)
     }
 
     /// Where to connect and as whom, with the settings of the session.
@@ -165,68 +314,62 @@ impl Connector {
         } else {
             // They travel with the start of the connection, instead of in a round trip of their own,
             // and win over those of the role and the database.
-            options.options(self.settings.iter().map(|(name, value)| (name, value)))
+            options
+                .options(self.settings.iter().map(|(name, value)| (name, value)))
+                .options([("default_transaction_read_only", "on")])
+                .options([("default_transaction_isolation", "repeatable\\ read")])
+                .options([(MARKER, &self.marker)])
         })
     }
 
-    async fn open(&self, options: &PgConnectOptions) -> Result<Connection, sqlx::Error> {
-        let mut connection = Connection {
-            session: options.connect().await?,
-            small: false,
-            pid: 0,
-            answers_by: None,
-            silence: "a new connection gave no first answer; is the pooler out of sessions?",
-            begin: None,
-        };
-        if self.database.pooler {
-            // What follows holds until the end of the transaction, and is gone with it.
-            let mut begin = statement::BEGIN.to_owned();
-            for (name, value) in &self.settings {
-                let _ = write!(begin, "; SET LOCAL {name} = '{value}'");
+    /// Logs in on a thread of its own. sqlx computes the proof of a password in one loop whose
+    /// length is the server's choice, and panics on some of what a server can send: neither may
+    /// hold up or end an invocation. When this future is dropped, so is the login, at the latest
+    /// when it has computed.
+    async fn log_in_apart(&self, options: PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
+        let busy = || sqlx::Error::Protocol("an earlier login is still computing".to_owned());
+        let slot = Arc::clone(&self.login).acquire_owned();
+        let slot = tokio::time::timeout(LOGIN_SLOT_TIMEOUT, slot).await.map_err(|_| busy())?;
+        let (mut sender, receiver) = oneshot::channel();
+        let runtime = Handle::current();
+        let login = async move {
+            let login = AssertUnwindSafe(options.connect()).catch_unwind();
+            tokio::select! {
+                session = login => drop(sender.send(session)),
+                () = sender.closed() => (),
             }
-            connection.begin = Some(format!("{begin}; {}", statement::SESSION));
-        } else {
-            // Both in one round trip; the first one's row is the one that counts.
-            let session = format!("{}; {}", statement::SESSION, statement::CHECK_CLIENT);
-            let session = sqlx::raw_sql(&session).fetch_one(&mut connection.session).await?;
-            connection.know(&session)?;
+            drop(slot);
+        };
+        thread::Builder::new().spawn(move || runtime.block_on(login))?;
+        match receiver.await {
+            Ok(Ok(session)) => session,
+            Ok(Err(_)) | Err(_) => Err(sqlx::Error::Protocol(PANICKED.to_owned())),
         }
-        Ok(connection)
     }
 
-    /// Takes back a connection that is fit for the next request.
-    pub fn give_back(&self, connection: Connection) {
-        *lock(&self.idle) = Some(connection);
-    }
-
-    /// How long a request may take that has `time_left` until the end of its invocation.
-    #[must_use]
-    pub fn patience(&self, time_left: Duration) -> Duration {
-        self.patience.min(usable(time_left))
-    }
-
-    /// Cancels the statement under way, on a new connection that is kept in place of this one.
-    /// That this failed is nothing to tell a caller; the server's own limit ends the statement then.
-    pub async fn cancel(&self, connection: Connection, now_ms: i64) {
+    /// Cancels the statement under way, on a new connection that is kept in place of this one. A
+    /// failure is only logged. The caller already gets a 504, and `statement_timeout` ends the
+    /// statement.
+    async fn cancel(&self, connection: &Connection, invocation: &Invocation) {
         if connection.pid == 0 {
             // Through a pooler, before a session was lent: nothing is under way.
             return;
         }
+        let time_limit = CANCEL_TIMEOUT.min(invocation.last_time_limit());
         let cancel = async {
-            let mut other = self.connect(now_ms, Instant::now() + CANCEL_TIMEOUT).await?;
-            sqlx::query(statement::CANCEL)
-                .persistent(false)
-                .bind(connection.pid)
-                .execute(&mut other.session)
-                .await
-                .map_err(|error| failure("cancelling a statement", &error))?;
+            let mut other = self.connect(invocation.unix_ms, Instant::now() + time_limit).await?;
+            let cancel = async |other: &mut Connection| {
+                let cancel = sqlx::query(CANCEL).bind(connection.pid);
+                other.row("cancelling a statement", cancel).await
+            };
+            other.transact(&cancel).await?;
             self.give_back(other);
-            Ok::<_, Error>(())
+            Ok(())
         };
-        let cause = match tokio::time::timeout(CANCEL_TIMEOUT, cancel).await {
+        let cause = match tokio::time::timeout(time_limit, unwinding(cancel)).await {
             Ok(Ok(())) => return,
             Ok(Err(error)) => error.cause().unwrap_or_default().into_owned(),
-            Err(_) => format!("it took longer than {} s", CANCEL_TIMEOUT.as_secs()),
+            Err(_) => format!("it took longer than {} ms", time_limit.as_millis()),
         };
         tracing::warn!(%cause, "a statement could not be cancelled");
     }
@@ -238,75 +381,79 @@ impl Connector {
             let _ = tokio::time::timeout(CLOSE_TIMEOUT, connection.session.close()).await;
         }
     }
-
-    /// Adds to a failure what the role lacks, or the database, if it is anything: the server's own
-    /// message names no column.
-    pub async fn explain(&self, connection: &mut Connection, error: Error) -> Error {
-        let Error::DatabaseFailed { mut cause } = error else { return error };
-        // Through a pooler, out of the transaction that failed.
-        let _ = connection.end().await;
-        let missing = sqlx::query(statement::MISSING_GRANTS).persistent(false).bind(&cause);
-        for row in missing.fetch_all(&mut connection.session).await.unwrap_or_default() {
-            let missing: String = row.try_get("missing").unwrap_or_default();
-            let _ = write!(cause, "; {missing}");
-        }
-        Error::DatabaseFailed { cause }
-    }
 }
 
 impl Connection {
-    /// Begins what one request asks: through a pooler a transaction, else nothing.
-    ///
-    /// # Errors
-    ///
-    /// As [`failure`]; [`Error::DatabaseUnavailable`] if a connection that was idle gives no answer
-    /// within a second.
-    pub async fn begin(&mut self) -> Result<(), Error> {
+    /// Asks a question, through a pooler in a transaction that has the settings.
+    async fn transact<T>(
+        &mut self,
+        question: &impl AsyncFn(&mut Self) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        self.begin().await?;
+        let answer = question(self).await;
+        // After a failure the connection is given up, which ends everything.
+        if !answer.as_ref().is_err_and(Error::poisons_connection) {
+            self.end().await?;
+        }
+        answer
+    }
+
+    async fn begin(&mut self) -> Result<(), Error> {
         let Some(begin) = &self.begin else { return Ok(()) };
         let session = sqlx::raw_sql(begin).fetch_one(&mut self.session);
-        let session = in_time(self.answers_by, self.silence, session)
+        let session = in_time(self.answers_by, self.no_answer, session)
             .await?
             .map_err(|error| failure("beginning a transaction", &error))?;
         self.answers_by = None;
-        self.know(&session).map_err(|error| failure("reading the session", &error))
+        self.read_session(&session)
     }
 
-    /// Ends what [`Connection::begin`] began.
-    ///
-    /// # Errors
-    ///
-    /// As [`failure`].
-    pub async fn end(&mut self) -> Result<(), Error> {
+    async fn end(&mut self) -> Result<(), Error> {
         if self.begin.is_some() {
             self.pid = 0;
-            let end = sqlx::raw_sql(statement::COMMIT).execute(&mut self.session).await;
+            let end = sqlx::raw_sql("COMMIT").execute(&mut self.session).await;
             end.map_err(|error| failure("ending a transaction", &error))?;
         }
         Ok(())
+    }
+
+    /// Appends missing grants, tables or columns to the cause of a failure. PostgreSQL's own message
+    /// names no column.
+    async fn explain(&mut self, cause: &str) -> Result<String, Error> {
+        // The transaction has failed. Nothing is asked without the settings.
+        self.end().await?;
+        let missing = self
+            .transact(&async |connection: &mut Self| {
+                let missing = sqlx::query(&connection.statements.missing_grants).bind(cause);
+                let missing = missing.persistent(false).fetch_all(&mut connection.session).await;
+                missing.map_err(|error| failure("looking for what is missing", &error))
+            })
+            .await?;
+        let mut cause = cause.to_owned();
+        for row in missing {
+            let missing: String = row.try_get("missing").unwrap_or_default();
+            let _ = write!(cause, "; {missing}");
+        }
+        Ok(cause)
     }
 
     /// The row that a statement finds, or `None`, met while `doing` something.
     ///
     /// # Errors
     ///
-    /// As [`Connection::begin`].
+    /// As [`failure`]; [`Error::DatabaseUnavailable`] if a connection that was idle gives no answer
+    /// within a second.
     pub async fn row(
         &mut self,
         doing: &str,
         query: Query<'_, Postgres, PgArguments>,
     ) -> Result<Option<PgRow>, Error> {
         let row = query.persistent(self.keeps_statements()).fetch_optional(&mut self.session);
-        let row = in_time(self.answers_by, self.silence, row)
+        let row = in_time(self.answers_by, self.no_answer, row)
             .await?
             .map_err(|error| failure(doing, &error))?;
         self.answers_by = None;
         Ok(row)
-    }
-
-    /// Whether the other end has answered.
-    #[must_use]
-    pub fn is_alive(&self) -> bool {
-        self.answers_by.is_none()
     }
 
     /// Whether a prepared statement is there when it is asked for again. Through a pooler the next
@@ -316,175 +463,74 @@ impl Connection {
         self.begin.is_none()
     }
 
-    fn know(&mut self, session: &PgRow) -> Result<(), sqlx::Error> {
-        self.pid = session.try_get("pid")?;
-        self.small = session.try_get("small")?;
+    /// Reads what `sql/session.sql` says of the session, which is nobody else's only if the settings
+    /// arrived: prepared statements of two clients in one session answer each other's requests.
+    fn read_session(&mut self, session: &PgRow) -> Result<(), Error> {
+        let column = |error: sqlx::Error| failure("reading the session", &error);
+        if session.try_get::<Option<String>, _>("marker").map_err(column)?
+            != Some(self.marker.clone())
+        {
+            let cause =
+                format!("the session does not have the settings that were sent; {SET_POOLER}");
+            return Err(Error::DatabaseFailed { cause });
+        }
+        self.pid = session.try_get("pid").map_err(column)?;
+        self.one_pass = session.try_get("one_pass").map_err(column)?;
         Ok(())
     }
 }
 
-/// How much of the time that is left of an invocation a request may take.
-#[must_use]
-pub fn usable(time_left: Duration) -> Duration {
-    time_left.saturating_sub(MARGIN.min(time_left / 2))
-}
+/// A setting that only this function makes, and that `sql/session.sql` reads.
+const MARKER: &str = "synapse_media_usage.session";
 
-/// The settings of a session: it can only read, its statements end after the configured time.
+/// The settings of a session, as SQL writes their values: what is searched for names, how long
+/// statements may take, and how they are planned.
 fn settings(statement_timeout: Duration) -> Vec<(&'static str, String)> {
     vec![
-        ("default_transaction_read_only", "on".to_owned()),
-        ("statement_timeout", format!("{}ms", statement_timeout.as_millis())),
+        // Whoever may create something in another schema could otherwise slip an operator or a
+        // function of their own into a statement. Left out, pg_temp is searched first.
+        ("search_path", "pg_catalog,pg_temp".to_owned()),
+        // A policy would silently hide rows: tokens, or media. This makes it an error.
+        ("row_security", "off".to_owned()),
+        ("statement_timeout", statement_timeout.as_millis().to_string()),
         // A generic plan does not know how narrow a time window is: from the sixth execution on it
-        // takes up to ten times as long. And only a custom plan leaves out the conditions of filters
-        // that are not set.
+        // takes up to ten times as long. And only a custom plan leaves out conditions, joins and sort
+        // keys that nothing asks for.
         ("plan_cache_mode", "force_custom_plan".to_owned()),
         // Compiling takes longer than it saves.
         ("jit", "off".to_owned()),
         // The default is a spinning disk's, and makes the planner shun the index by which most
         // statements are fast.
         ("random_page_cost", "1.1".to_owned()),
-        // Users to be summed up and sorted stay in memory.
-        ("work_mem", "64MB".to_owned()),
+        // Users to be summed up and sorted stay in memory; in kB.
+        ("work_mem", "65536".to_owned()),
     ]
 }
 
-impl From<Failure> for Error {
-    fn from(failure: Failure) -> Self {
-        match failure {
-            Failure::Unavailable(cause) => Self::DatabaseUnavailable { cause },
-            Failure::Refused(cause) => Self::DatabaseFailed { cause },
-        }
-    }
-}
+/// What is logged where sqlx panicked.
+const PANICKED: &str = "what the database server sent made the client panic";
 
-/// [`failure`] for what happens before there is a session: a pooler has codes of its own for what
-/// its clients do wrong, and no message quotes rows there.
-fn connecting(place: &str, error: &sqlx::Error) -> Error {
-    /// What pgbouncer says with 08P01 and RDS Proxy with 0A000, and what to do.
-    const REFUSALS: [(&str, &str); 5] = [
-        ("startup parameter", "if this is a pooler, set DATABASE_POOLER=true"),
-        ("options", "if this is a pooler, set DATABASE_POOLER=true"),
-        ("authentication failed", "the pooler refuses the password"),
-        ("no such database", "the pooler knows no such database"),
-        ("no such user", "the pooler knows no such user"),
-    ];
-    let doing = format!("connecting to {place}");
-    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
-    if let sqlx::Error::Database(refusal) = error
-        && let Some(code @ ("08P01" | "0A000")) = code.as_deref()
-        && let Some((_, remedy)) =
-            REFUSALS.iter().find(|(text, _)| refusal.message().contains(text))
-    {
-        let message = refusal.message();
-        let cause = format!("database error {code} while {doing}: {message}; {remedy}");
-        return Error::DatabaseFailed { cause };
-    }
-    failure(&doing, error)
-}
-
-/// Whether the server, or a pooler in its own way, refuses a role's password.
-fn is_refused_password(error: &sqlx::Error) -> bool {
-    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
-    matches!(code.as_deref(), Some("28P01" | "28000" | "08P01"))
+/// Takes a panic for a broken connection.
+async fn unwinding<T>(answer: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    AssertUnwindSafe(answer)
+        .catch_unwind()
+        .await
+        .unwrap_or_else(|_| Err(Error::DatabaseUnavailable { cause: PANICKED.to_owned() }))
 }
 
 /// What an answer of the database is, unless it does not come in time to be taken for alive.
 async fn in_time<T>(
     answers_by: Option<Instant>,
-    silence: &str,
+    no_answer: &str,
     answer: impl Future<Output = T>,
 ) -> Result<T, Error> {
     let Some(answers_by) = answers_by else { return Ok(answer.await) };
     tokio::time::timeout_at(answers_by.into(), answer)
         .await
-        .map_err(|_| Error::DatabaseUnavailable { cause: silence.to_owned() })
+        .map_err(|_| Error::DatabaseUnavailable { cause: no_answer.to_owned() })
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Nothing in here panics while it holds a lock.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// What the caller and the log get of an error of the database or of the way to it, met while
-/// `doing` something.
-///
-/// The log gets the server's SQLSTATE and message, except where the message may quote data, and
-/// never its detail or hint, which do.
-#[must_use]
-pub fn failure(doing: &str, error: &sqlx::Error) -> Error {
-    match error {
-        sqlx::Error::Database(refusal) => {
-            let code = refusal.code().unwrap_or_default();
-            let cause = if quotes_no_data(&code) {
-                format!("database error {code} while {doing}: {}", refusal.message())
-            } else {
-                format!("database error {code} while {doing}")
-            };
-            match &*code {
-                // query_canceled and transaction_timeout
-                "57014" | "25P04" => Error::StatementTimeout { cause },
-                code if is_passing(code) => Error::DatabaseUnavailable { cause },
-                _ => Error::DatabaseFailed { cause },
-            }
-        }
-        // A server, or what stands before it, that breaks off in mid-sentence is one that restarts.
-        sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) => {
-            let mut cause = format!("{error} while {doing}");
-            if let Some(inner) = error.source().and_then(std::error::Error::source) {
-                let _ = write!(cause, ": {}", chain(inner));
-            }
-            if let Some(remedy) = tls_remedy(error) {
-                let _ = write!(cause, "; {remedy}");
-            }
-            Error::DatabaseUnavailable { cause }
-        }
-        // sqlx's other errors name columns and types, and never a value.
-        _ => Error::DatabaseFailed { cause: format!("{error} while {doing}") },
-    }
-}
-
-/// Classes and codes of SQLSTATE that pass by themselves: connection exceptions, a conflict with
-/// replication, too few resources or connections, an operator's shutdown, a server that starts or
-/// stops, a session that idled for too long, and a lock that was not to be had.
-fn is_passing(code: &str) -> bool {
-    matches!(code, "25P03" | "55P03")
-        || ["08", "40", "53", "57P"].iter().any(|class| code.starts_with(class))
-}
-
-/// Classes of SQLSTATE whose messages name settings, objects and states of the server, but no
-/// values of rows or parameters (PostgreSQL, appendix A).
-fn quotes_no_data(code: &str) -> bool {
-    ["08", "25", "28", "3D", "3F", "40", "42", "53", "54", "55", "57", "58", "XX"]
-        .iter()
-        .any(|class| code.starts_with(class))
-}
-
-/// What to do about a server whose certificate was refused, or that has none.
-fn tls_remedy(error: &sqlx::Error) -> Option<&'static str> {
-    let source = match error {
-        sqlx::Error::Io(error) => error.get_ref()? as &(dyn std::error::Error + 'static),
-        sqlx::Error::Tls(error) => &**error,
-        _ => return None,
-    };
-    let Some(error) = source.downcast_ref::<rustls::Error>() else {
-        // sqlx's own words, when the server declines to speak TLS.
-        return source.to_string().contains("does not support TLS").then_some(
-            "turn TLS on in the server; sslmode=disable in DATABASE_URL is for networks that need none",
-        );
-    };
-    let rustls::Error::InvalidCertificate(error) = error else { return None };
-    Some(match error {
-        CertificateError::UnknownIssuer => {
-            "the server's certificate is of an authority that is not trusted: name it in DATABASE_CA_FILE; \
-             for RDS, AWS_REGION must be the database's, \
-             and not every region's authorities are built in"
-        }
-        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-            "DATABASE_URL must name the server as its certificate does; for RDS, by its endpoint"
-        }
-        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-            "renew the server's certificate; for RDS, choose a current certificate authority"
-        }
-        _ => "the server needs a certificate that an authority has issued for it",
-    })
 }

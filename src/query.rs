@@ -131,6 +131,19 @@ pub enum OrderBy {
     MediaCount,
 }
 
+impl OrderBy {
+    /// shim
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::UserId => "user_id",
+            Self::Displayname => "displayname",
+            Self::MediaLength => "media_length",
+            Self::MediaCount => "media_count",
+        }
+    }
+}
+
 /// `dir`: nulls come last forwards and first backwards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub enum Direction {

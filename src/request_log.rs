@@ -1,76 +1,40 @@
 //! The one line that each request leaves in the log, which carries its metrics as well.
 
-use std::{
-    env,
-    io::Write,
-    sync::OnceLock,
-    time::{Duration, Instant},
-};
+use std::{env, io::Write, sync::OnceLock, time::Duration};
 
 use aws_sdk_secretsmanager::primitives::{DateTime, DateTimeFormat};
 use lambda_http::http::Method;
-use serde::Serialize;
 use serde_json::{Value, json};
 use tracing::Level;
 
 use crate::{
-    error::Error,
-    gateway::Kind,
-    query::{Direction, MediaUsageQuery, OrderBy},
-    statement::Shape,
+    error::Error, gateway::Kind, media_usage::MediaUsage, postgres::Asked, query::MediaUsageQuery,
 };
 
-/// What is found out about a request while it is answered.
+/// How long a request spent on each of those that it asked; `None` where it asked nobody.
 #[derive(Debug, Default)]
-pub struct Progress {
-    /// What was asked for, once it has been read: not before the token was accepted.
-    asked: Option<Asked>,
-    /// The shape of the statement that answers.
-    pub shape: Option<Shape>,
-    /// How many users the page holds.
-    pub rows: Option<i64>,
-    /// Since when the database was asked, and connected to if need be.
-    pub database_since: Option<Instant>,
-    /// How often it was asked again.
+pub struct Phases {
+    /// Matrix Authentication Service.
+    pub mas: Option<Duration>,
+    /// The database, connecting included.
+    pub database: Option<Duration>,
+    /// The homeserver.
+    pub homeserver: Option<Duration>,
+    /// How often the database was asked again.
     pub retries: u32,
 }
 
-/// The parameters of a request, without the values that are somebody's secret.
-#[derive(Debug, Serialize)]
-struct Asked {
-    order_by: OrderBy,
-    dir: Direction,
-    limit: i64,
-    from: i64,
-    /// Which filters are set.
-    filters: Vec<&'static str>,
-}
-
-impl Progress {
-    /// Takes down what a query asks for.
-    pub fn ask(&mut self, query: &MediaUsageQuery) {
-        let filters = [
-            ("from_ts", query.window.after.is_some()),
-            ("until_ts", query.window.until.is_some()),
-            ("search_term", query.search_term.is_some()),
-        ];
-        self.asked = Some(Asked {
-            order_by: query.order_by,
-            dir: query.dir,
-            limit: query.limit,
-            from: query.from,
-            filters: filters
-                .into_iter()
-                .filter(|(_, is_set)| *is_set)
-                .map(|(name, _)| name)
-                .collect(),
-        });
+impl Phases {
+    /// Adds a visit to the database.
+    pub fn add<T>(&mut self, asked: &Asked<T>) {
+        self.database = Some(self.database.unwrap_or_default() + asked.time);
+        self.retries += asked.retries;
     }
 }
 
 /// A request and how it ended.
 #[derive(Debug)]
-pub struct Report<'a> {
+pub struct RequestLog<'a> {
     /// Lambda's id of the invocation.
     pub request_id: &'a str,
     /// The kind of its event.
@@ -79,14 +43,14 @@ pub struct Report<'a> {
     pub method: &'a Method,
     /// The HTTP status code of the answer.
     pub status: u16,
-    /// What went wrong.
-    pub error: Option<&'a Error>,
+    /// The page, or what went wrong; `None` for a preflight.
+    pub answer: Option<&'a Result<MediaUsage, Error>>,
+    /// What was asked for, if that could be read.
+    pub query: Option<&'a MediaUsageQuery>,
     /// The length of the answer's body, in bytes.
     pub bytes: usize,
-    /// What was found out on the way.
-    pub progress: &'a Progress,
-    /// How long the database took, the connection included.
-    pub database: Option<Duration>,
+    /// Who was asked.
+    pub phases: &'a Phases,
     /// How long it took in all.
     pub total: Duration,
     /// Whether it is the first of its execution environment.
@@ -95,62 +59,80 @@ pub struct Report<'a> {
     pub unix_ms: i64,
 }
 
-impl Report<'_> {
-    /// Writes the line, unless the log's level is above it: `ERROR` for a failure, else `INFO`.
-    pub fn log(&self) {
-        let is_wanted = if self.is_failure() {
-            tracing::enabled!(Level::ERROR)
-        } else {
-            tracing::enabled!(Level::INFO)
+impl RequestLog<'_> {
+    /// Writes the line, unless the log's level is above it: `ERROR` for a failure, `WARN` for a
+    /// replica that is behind, else `INFO`.
+    pub fn write(&self) {
+        let is_wanted = match self.level() {
+            Level::ERROR => tracing::enabled!(Level::ERROR),
+            Level::WARN => tracing::enabled!(Level::WARN),
+            _ => tracing::enabled!(Level::INFO),
         };
         if is_wanted {
             let line = format!("{}\n", self.line(function_name()));
-            // Where a log goes that cannot be written, nobody can be told.
+            // If stdout is closed there is nowhere to report it.
             let _ = std::io::stdout().lock().write_all(line.as_bytes());
         }
     }
 
-    fn is_failure(&self) -> bool {
-        self.error.is_some_and(|error| error.cause().is_some())
+    fn error(&self) -> Option<&Error> {
+        self.answer?.as_ref().err()
+    }
+
+    fn page(&self) -> Option<&MediaUsage> {
+        self.answer?.as_ref().ok()
+    }
+
+    fn is_replica_behind(&self) -> bool {
+        matches!(self.error(), Some(Error::ReplicaBehind(_)))
+    }
+
+    fn level(&self) -> Level {
+        match self.error().and_then(Error::cause) {
+            Some(_) if self.is_replica_behind() => Level::WARN,
+            Some(_) => Level::ERROR,
+            None => Level::INFO,
+        }
     }
 
     /// The line as a JSON object, with metrics in CloudWatch's embedded metric format for a
     /// function that has a name.
     fn line(&self, function_name: Option<&str>) -> Value {
-        let message = match self.error {
-            Some(_) if self.is_failure() => "the request failed",
-            Some(_) => "the request was refused",
-            None => "the request was answered",
+        let message = match (self.error(), self.level()) {
+            (None, _) => "the request was answered",
+            (Some(_), Level::INFO) => "the request was refused",
+            (Some(_), _) => "the request failed",
         };
+        // A caller who was refused leaves no parameters.
+        let query = self.query.filter(|_| self.page().is_some() || self.level() != Level::INFO);
         let timestamp = DateTime::from_millis(self.unix_ms).fmt(DateTimeFormat::DateTime);
         let mut line = json!({
             // Lambda believes the level only of a line that also has a valid time (AWS Lambda
             // Developer Guide, "Log-level filtering").
             "timestamp": timestamp.ok(),
-            "level": if self.is_failure() { "ERROR" } else { "INFO" },
+            "level": self.level().as_str(),
             "message": message,
             "request_id": self.request_id,
             "kind": self.kind,
             "method": method(self.method),
             "status": self.status,
-            "errcode": self.error.map(Error::errcode),
-            "cause": self.error.and_then(Error::cause),
-            "order_by": null,
-            "dir": null,
-            "limit": null,
-            "from": null,
-            "filters": null,
-            "shape": self.progress.shape,
-            "rows": self.progress.rows,
+            "errcode": self.error().map(Error::errcode),
+            "cause": self.error().and_then(Error::cause),
+            "order_by": query.map(|query| query.order_by),
+            "dir": query.map(|query| query.dir),
+            "limit": query.map(|query| query.limit),
+            "from": query.map(|query| query.from),
+            "filters": query.map(filters),
+            "shape": self.page().map(|page| page.shape),
+            "rows": self.page().map(|page| page.rows),
             "bytes": self.bytes,
-            "database_ms": self.database.map(ms),
+            "mas_ms": self.phases.mas.map(ms),
+            "database_ms": self.phases.database.map(ms),
+            "homeserver_ms": self.phases.homeserver.map(ms),
             "total_ms": ms(self.total),
             "cold_start": self.cold_start,
-            "retries": self.progress.retries,
+            "retries": self.phases.retries,
         });
-        if let Ok(Value::Object(asked)) = serde_json::to_value(&self.progress.asked) {
-            asked.into_iter().for_each(|(name, value)| line[name] = value);
-        }
         if let Some(function_name) = function_name {
             self.add_metrics(&mut line, function_name);
         }
@@ -160,28 +142,33 @@ impl Report<'_> {
     /// The metrics that template.yaml's alarms and dashboard read (Amazon CloudWatch User Guide,
     /// "Specification: Embedded metric format").
     fn add_metrics(&self, line: &mut Value, function_name: &str) {
-        let errcode = self.error.map(Error::errcode);
-        let is_unavailable = matches!(self.error, Some(Error::DatabaseUnavailable { .. }));
+        let is_unavailable = matches!(self.error(), Some(Error::DatabaseUnavailable { .. }));
+        let is_server_error = self.status >= 500 && !self.is_replica_behind();
         let mut names = vec![json!({ "Name": "Requests", "Unit": "Count" })];
         let mut metric = |name: &str, unit: &str, value: f64| {
             names.push(json!({ "Name": name, "Unit": unit }));
             line[name] = value.into();
         };
         metric("TotalTime", "Milliseconds", ms(self.total));
-        if let Some(database) = self.database {
+        if let Some(database) = self.phases.database {
             metric("DatabaseTime", "Milliseconds", ms(database));
         }
-        metric("ColdStarts", "Count", f64::from(u8::from(self.cold_start)));
-        metric("Retries", "Count", f64::from(self.progress.retries));
-        metric("DatabaseUnavailable", "Count", f64::from(u8::from(is_unavailable)));
-        metric("ServerErrors", "Count", f64::from(u8::from(self.status >= 500)));
+        for (name, count) in [
+            ("ColdStarts", self.cold_start.into()),
+            ("Retries", self.phases.retries),
+            ("DatabaseUnavailable", is_unavailable.into()),
+            ("ReplicaBehind", self.is_replica_behind().into()),
+            ("ServerErrors", is_server_error.into()),
+        ] {
+            metric(name, "Count", count.into());
+        }
         let requests = json!([{ "Name": "Requests", "Unit": "Count" }]);
         let directive = |dimensions: &[&str], metrics: Value| json!({ "Namespace": "SynapseMediaUsage", "Dimensions": [dimensions], "Metrics": metrics });
         let mut directives = vec![
             directive(&["FunctionName"], names.into()),
             directive(&["FunctionName", "Status"], requests.clone()),
         ];
-        if let Some(errcode) = errcode {
+        if let Some(errcode) = self.error().map(Error::errcode) {
             directives.push(directive(&["FunctionName", "Errcode"], requests));
             line["Errcode"] = errcode.into();
         }
@@ -190,6 +177,16 @@ impl Report<'_> {
         line["Requests"] = 1.into();
         line["_aws"] = json!({ "Timestamp": self.unix_ms, "CloudWatchMetrics": directives });
     }
+}
+
+/// Which filters a query sets; their values are nobody's business.
+fn filters(query: &MediaUsageQuery) -> Vec<&'static str> {
+    let filters = [
+        ("from_ts", query.window.after.is_some()),
+        ("until_ts", query.window.until.is_some()),
+        ("search_term", query.search_term.is_some()),
+    ];
+    filters.into_iter().filter(|(_, is_set)| *is_set).map(|(name, _)| name).collect()
 }
 
 fn ms(time: Duration) -> f64 {

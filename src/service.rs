@@ -1,6 +1,7 @@
-//! One request to its response: route, authenticate, parse, page, respond.
+//! One request to its response, from top to bottom: route, token, claim, ask, respond.
 
 use std::{
+    mem::take,
     sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
@@ -15,39 +16,40 @@ use crate::{
     config::{Config, ConfigError},
     error::Error,
     gateway::{Answer, Event, Kind, RawQuery},
-    media_usage::media_usage,
+    invocation::Invocation,
+    media_usage::{MediaUsage, media_usage},
     page::Budget,
-    postgres::{self, Connection, Connector},
+    postgres::{Connection, Connector},
     query::{Args, MediaUsageQuery},
-    request_log::{Progress, Report},
+    request_log::{Phases, RequestLog},
 };
 
 /// The endpoint's path, as Synapse has it.
 pub const PATH: &str = "/_synapse/admin/v1/statistics/users/media";
 
-/// When an invocation begins and has to end.
-#[derive(Debug, Clone, Copy)]
-pub struct Now {
-    /// The Unix time, in ms.
-    pub unix_ms: i64,
-    /// How long the invocation may still take; after that Lambda ends it, and the process with it.
-    pub time_left: Duration,
-}
-
 /// Answers requests; built once an execution environment.
 #[derive(Debug)]
 pub struct Service {
     /// `None` if the configuration is wrong.
-    parts: Option<Parts>,
+    backends: Option<Backends>,
     /// Whether a request has been answered.
     is_warm: AtomicBool,
 }
 
-/// What answering takes.
+/// Whom a request can ask.
 #[derive(Debug)]
-struct Parts {
+struct Backends {
     connector: Connector,
     authenticator: Authenticator,
+}
+
+/// How a request was answered, and what its line in the log says of it.
+#[derive(Debug)]
+struct Outcome {
+    answer: Result<MediaUsage, Error>,
+    /// What was asked for, if that could be read.
+    query: Option<MediaUsageQuery>,
+    phases: Phases,
 }
 
 impl Service {
@@ -56,28 +58,24 @@ impl Service {
     /// error page.
     #[must_use]
     pub fn new(config: Result<Config, ConfigError>) -> Self {
-        let parts = config.map_err(|error| error.to_string()).and_then(|config| {
+        let backends = config.map_err(|error| error.to_string()).and_then(|config| {
             let authenticator =
                 Authenticator::new(config.authentication).map_err(|error| error.to_string())?;
             let connector = Connector::new(config.database, config.statement_timeout);
-            Ok(Parts { connector, authenticator })
+            Ok(Backends { connector, authenticator })
         });
-        if let Err(error) = &parts {
+        if let Err(error) = &backends {
             tracing::error!(%error, "the configuration is wrong");
         }
-        Self { parts: parts.ok(), is_warm: AtomicBool::new(false) }
+        Self { backends: backends.ok(), is_warm: AtomicBool::new(false) }
     }
 
-    /// Opens the connection and reads secrets ahead of the first request. If that fails, the
-    /// request tries again.
-    pub async fn connect(&self, now_ms: i64) {
-        let Some(Parts { connector, authenticator }) = &self.parts else { return };
-        let connect = async {
-            let connection = connector.connect(now_ms, Connector::answers_by()).await?;
-            connector.give_back(connection);
-            Ok::<_, Error>(())
-        };
-        let (connected, prepared) = futures_util::join!(connect, authenticator.prepare());
+    /// Opens the connection and reads secrets ahead of the first request, at the Unix time
+    /// `unix_ms`, in ms. If that fails, the request tries again.
+    pub async fn connect(&self, unix_ms: i64) {
+        let Some(Backends { connector, authenticator }) = &self.backends else { return };
+        let (connected, prepared) =
+            futures_util::join!(connector.open_idle(unix_ms), authenticator.prepare());
         for error in [connected.err(), prepared.err()].into_iter().flatten() {
             let cause = error.cause().unwrap_or_default();
             tracing::error!(%cause, "not ready yet; the request will try again");
@@ -86,7 +84,7 @@ impl Service {
 
     /// Closes the connection, so that the server need not find out that nobody is there any more.
     pub async fn close(&self) {
-        if let Some(Parts { connector, .. }) = &self.parts {
+        if let Some(Backends { connector, .. }) = &self.backends {
             connector.close().await;
         }
     }
@@ -94,203 +92,153 @@ impl Service {
     /// Answers an invocation event, and writes the request's line into the log. The answer names
     /// the invocation by `request_id` in a header that browsers may read, so that an admin can
     /// quote it.
-    pub async fn answer(&self, event: Event, request_id: &str, now: Now) -> Answer {
+    pub async fn answer(&self, event: Event, request_id: &str, invocation: Invocation) -> Answer {
         let start = Instant::now();
         let kind = event.kind();
         if kind == Kind::Unknown {
             tracing::warn!("the event is of no gateway that this function knows");
         }
         let request = event.into_request();
-        let mut progress = Progress::default();
-        let (mut response, error) =
-            self.respond_and_tell(&request, kind.budget(), now, &mut progress).await;
+        let mut outcome = self.outcome(&request, kind.budget(), &invocation).await;
+        let mut response = response(&request, outcome.as_mut());
         if let Ok(request_id) = HeaderValue::from_str(request_id) {
             response.headers_mut().insert("synapse-trace-id", request_id);
         }
-        let total = start.elapsed();
-        Report {
+        RequestLog {
             request_id,
             kind,
             method: request.method(),
             status: response.status().as_u16(),
-            error: error.as_ref(),
+            answer: outcome.as_ref().map(|outcome| &outcome.answer),
+            query: outcome.as_ref().and_then(|outcome| outcome.query.as_ref()),
             bytes: response.body().len(),
-            progress: &progress,
-            database: progress.database_since.map(|since| since.elapsed()),
-            total,
+            phases: outcome.as_ref().map_or(&Phases::default(), |outcome| &outcome.phases),
+            total: start.elapsed(),
             cold_start: !self.is_warm.swap(true, Ordering::Relaxed),
-            unix_ms: now.unix_ms,
+            unix_ms: invocation.unix_ms,
         }
-        .log();
+        .write();
         kind.answer(response)
     }
 
     /// Answers a request with a body within `budget`.
-    pub async fn respond(&self, request: &Request, budget: Budget, now: Now) -> Response<Body> {
-        self.respond_and_tell(request, budget, now, &mut Progress::default()).await.0
-    }
-
-    async fn respond_and_tell(
+    pub async fn respond(
         &self,
         request: &Request,
         budget: Budget,
-        now: Now,
-        progress: &mut Progress,
-    ) -> (Response<Body>, Option<Error>) {
+        invocation: Invocation,
+    ) -> Response<Body> {
+        let mut outcome = self.outcome(request, budget, &invocation).await;
+        response(request, outcome.as_mut())
+    }
+
+    /// The page that a request asks for, or what went wrong; `None` for a preflight.
+    async fn outcome(
+        &self,
+        request: &Request,
+        budget: Budget,
+        invocation: &Invocation,
+    ) -> Option<Outcome> {
         // Before everything else, as in Synapse: browsers ask without a token, on any path.
         if request.method() == Method::OPTIONS {
-            return (with_cors(Response::new(Body::Empty), StatusCode::NO_CONTENT), None);
+            return None;
         }
-        let (mut response, error) = match self.body(request, budget, now, progress).await {
-            Ok(body) => (json_response(StatusCode::OK, body), None),
-            Err(error) => (error_response(&error), Some(error)),
+        let args = Args::parse(request.extensions().get::<RawQuery>().map_or("", |query| &query.0));
+        let query = MediaUsageQuery::parse(&args);
+        let mut phases = Phases::default();
+        let answer = async {
+            let backends = self.route(request)?;
+            let token = AccessToken::from_request(request.headers(), &args)?;
+            backends.ask(token, &query, budget, invocation, &mut phases).await
         };
-        if request.method() == Method::HEAD {
-            *response.body_mut() = Body::Empty;
-        }
-        (response, error)
+        let answer = answer.await;
+        Some(Outcome { answer, query: query.ok(), phases })
     }
 
-    async fn body(
-        &self,
-        request: &Request,
-        budget: Budget,
-        now: Now,
-        progress: &mut Progress,
-    ) -> Result<String, Error> {
+    fn route(&self, request: &Request) -> Result<&Backends, Error> {
         if request.raw_http_path() != PATH {
             return Err(Error::NoSuchEndpoint);
         }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return Err(Error::MethodNotAllowed);
         }
-        let parts = self.parts.as_ref().ok_or(Error::Misconfigured)?;
-        let args = Args::parse(request.extensions().get::<RawQuery>().map_or("", |query| &query.0));
-        let token = AccessToken::from_request(request.headers(), &args)?;
-        parts.ask_in_time(token, &args, budget, now, progress).await
+        self.backends.as_ref().ok_or(Error::Misconfigured)
     }
 }
 
-impl Parts {
-    /// Asks, and gives up before the invocation ends.
-    async fn ask_in_time(
-        &self,
-        token: AccessToken,
-        args: &Args,
-        budget: Budget,
-        now: Now,
-        progress: &mut Progress,
-    ) -> Result<String, Error> {
-        // MAS has its own time, and only the database's is the database's.
-        let start = Instant::now();
-        let claim = self.authenticator.claim(token, now.unix_ms);
-        let claim = tokio::time::timeout(postgres::usable(now.time_left), claim)
-            .await
-            .unwrap_or_else(|_| {
-                let cause = "no answer before the end of the invocation".to_owned();
-                Err(Error::IntrospectionFailed { cause })
-            })?;
-        let patience = self.connector.patience(now.time_left.saturating_sub(start.elapsed()));
-        let mut held = None;
-        let ask = self.ask(&mut held, claim, args, budget, now, progress);
-        let Ok(body) = tokio::time::timeout(patience, ask).await else {
-            if self.authenticator.waited_for_homeserver() {
-                let cause = "no answer before the end of the invocation".to_owned();
-                return Err(Error::HomeserverUnavailable { cause });
-            }
-            if let Some(connection) = held {
-                self.connector.cancel(connection, now.unix_ms).await;
-            }
-            let cause = format!("no answer from the database within {} ms", patience.as_millis());
-            return Err(Error::StatementTimeout { cause });
-        };
-        // What a connection is worth after a failure is not worth finding out.
-        if let Some(connection) = held
-            && !body.as_ref().is_err_and(Error::spoils_connection)
-        {
-            self.connector.give_back(connection);
-        }
-        body
-    }
-
-    /// Asks on the idle connection, or on a new one, and leaves it in `held`.
+impl Backends {
+    /// Asks MAS, the database and the homeserver in turn. Each has its own time, and no connection
+    /// to the database is held while another server is asked.
     async fn ask(
         &self,
-        held: &mut Option<Connection>,
-        claim: Claim,
-        args: &Args,
+        token: AccessToken,
+        query: &Result<MediaUsageQuery, Error>,
         budget: Budget,
-        now: Now,
-        progress: &mut Progress,
-    ) -> Result<String, Error> {
-        progress.database_since = Some(Instant::now());
-        let answers_by = Connector::answers_by();
-        let connection = match self.connector.idle() {
-            Some(connection) => connection,
-            None => self.connector.connect(now.unix_ms, answers_by).await?,
-        };
-        let connection = held.insert(connection);
-        let mut body = self.ask_on(connection, &claim, args, budget, now, progress).await;
-        // A connection can die between two requests without a sign, and a replica cancels what
-        // stands in the way of replication. Asking again harms nothing: all that is asked is a
-        // question.
-        if matches!(body, Err(Error::DatabaseUnavailable { .. })) {
-            progress.retries += 1;
-            // Whoever has answered may take as long for the next first answer.
-            let answers_by =
-                if connection.is_alive() { Connector::answers_by() } else { answers_by };
-            // Closed before the next is opened, so that there are never two.
-            *held = None;
-            let connection = self.connector.connect(now.unix_ms, answers_by).await?;
-            let connection = held.insert(connection);
-            body = self.ask_on(connection, &claim, args, budget, now, progress).await;
-        }
-        match (body, held) {
-            (Err(error), Some(connection)) => Err(self.connector.explain(connection, error).await),
-            (body, _) => body,
+        invocation: &Invocation,
+        phases: &mut Phases,
+    ) -> Result<MediaUsage, Error> {
+        let (claim, time) = timed(self.authenticator.claim(token, invocation)).await;
+        phases.mas = self.authenticator.asks_mas().then_some(time);
+        let mut claim = claim?;
+        loop {
+            let page = async |connection: &mut Connection| {
+                self.page(connection, &claim, query, budget, invocation).await
+            };
+            let asked = self.connector.ask(invocation, page).await;
+            phases.add(&asked);
+            if let Some(page) = asked.answer? {
+                return Ok(page);
+            }
+            // The replica does not know the token. The homeserver may, and then the replica is
+            // asked what its user may do.
+            let (vouched, time) = timed(self.authenticator.vouch(claim, invocation)).await;
+            phases.homeserver = Some(time);
+            claim = vouched?;
         }
     }
 
-    async fn ask_on(
-        &self,
-        connection: &mut Connection,
-        claim: &Claim,
-        args: &Args,
-        budget: Budget,
-        now: Now,
-        progress: &mut Progress,
-    ) -> Result<String, Error> {
-        connection.begin().await?;
-        let body = self.page(connection, claim, args, budget, now, progress).await;
-        // After a failure the connection is given up, which ends everything.
-        if !body.as_ref().is_err_and(Error::spoils_connection) {
-            connection.end().await?;
-        }
-        body
-    }
-
+    /// The page of an admin; `None` if the replica does not know the token.
     async fn page(
         &self,
         connection: &mut Connection,
         claim: &Claim,
-        args: &Args,
+        query: &Result<MediaUsageQuery, Error>,
         budget: Budget,
-        now: Now,
-        progress: &mut Progress,
-    ) -> Result<String, Error> {
-        let admin = self.authenticator.admin(connection, claim, now.unix_ms).await?;
+        invocation: &Invocation,
+    ) -> Result<Option<MediaUsage>, Error> {
+        let admin = self.authenticator.admin(connection, claim, invocation.unix_ms).await?;
+        let Some(admin) = admin else { return Ok(None) };
         // After the token, as in Synapse: who may not ask does not learn what may be asked.
-        let query = MediaUsageQuery::parse(args)?;
-        progress.ask(&query);
-        media_usage(connection, &admin, &query, budget, progress).await
+        let query = query.as_ref().map_err(Clone::clone)?;
+        media_usage(connection, &admin, query, budget).await.map(Some)
     }
+}
+
+async fn timed<T>(future: impl Future<Output = T>) -> (T, Duration) {
+    let start = Instant::now();
+    (future.await, start.elapsed())
+}
+
+/// The response to a request, with the page's body taken out of the outcome.
+fn response(request: &Request, outcome: Option<&mut Outcome>) -> Response<Body> {
+    let Some(Outcome { answer, .. }) = outcome else {
+        return with_cors(Response::new(Body::Empty), StatusCode::NO_CONTENT);
+    };
+    let mut response = match answer {
+        Ok(page) => json_response(StatusCode::OK, take(&mut page.body)),
+        Err(error) => error_response(error),
+    };
+    if request.method() == Method::HEAD {
+        *response.body_mut() = Body::Empty;
+    }
+    response
 }
 
 fn error_response(error: &Error) -> Response<Body> {
     let status = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = json_response(status, error.body());
-    if status == StatusCode::SERVICE_UNAVAILABLE {
-        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
+    if let Some(seconds) = error.retry_after() {
+        response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
     }
     response
 }

@@ -1,9 +1,6 @@
 //! Tokens, users and devices that the replica does not know: whether the homeserver does.
 
-use std::sync::{
-    Mutex, PoisonError,
-    atomic::{AtomicBool, Ordering},
-};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use http_body_util::Full;
 use hyper::{
@@ -22,6 +19,18 @@ const MOST_QUESTIONS: i64 = 10;
 /// After how long another question may be asked, in ms.
 const MS_A_QUESTION: i64 = 1000;
 
+/// What speaks of a token or its user, and is passed on (spec: client-server API, "Common error
+/// codes"; `synapse/api/errors.py`). Clients delete a token that is refused by any other errcode too,
+/// so a refusal that does not speak of it must not reach them.
+const REFUSALS: [&str; 6] = [
+    "M_UNKNOWN_TOKEN",
+    "M_USER_LOCKED",
+    "M_USER_DEACTIVATED",
+    "M_GUEST_ACCESS_FORBIDDEN",
+    "ORG_MATRIX_EXPIRED_ACCOUNT",
+    "M_CONSENT_NOT_GIVEN",
+];
+
 /// How much of its text is passed on, in characters.
 const LONGEST_MESSAGE: usize = 1000;
 
@@ -31,8 +40,6 @@ pub struct Homeserver {
     client: Client,
     whoami: String,
     questions: Mutex<Questions>,
-    /// Whether an answer is waited for.
-    is_asked: AtomicBool,
 }
 
 /// Whose token it is (spec: client-server API, `GET /_matrix/client/v3/account/whoami`).
@@ -40,8 +47,11 @@ pub struct Homeserver {
 pub struct Owner {
     /// The user.
     pub user_id: String,
-    /// The device; an application service has none.
+    /// The device; the sender of an application service has none.
     pub device_id: Option<String>,
+    /// Whether the user is a guest.
+    #[serde(default)]
+    pub is_guest: bool,
 }
 
 /// The spec's standard error response.
@@ -64,23 +74,17 @@ impl Homeserver {
             client: Client::new()?,
             whoami: format!("{base}/_matrix/client/v3/account/whoami"),
             questions: Mutex::new(Questions { left: MOST_QUESTIONS, at_ms: 0 }),
-            is_asked: AtomicBool::new(false),
         })
-    }
-
-    /// Whether an answer was waited for when the request was given up. Asking this forgets it.
-    pub fn take_asked(&self) -> bool {
-        self.is_asked.swap(false, Ordering::Relaxed)
     }
 
     /// Whose token it is, at the Unix time `now_ms`, in ms.
     ///
     /// # Errors
     ///
-    /// [`Error::HomeserverRefused`] with the homeserver's own words;
-    /// [`Error::HomeserverUnavailable`] if it gives no answer that can be understood, or if more
-    /// than ten questions were asked at once and one a second since; [`Error::UnknownToken`] for
-    /// one that no header can carry.
+    /// [`Error::HomeserverRefused`] with the homeserver's own words about the token or its user;
+    /// [`Error::HomeserverUnavailable`] for any other answer; [`Error::TooManyUnknownTokens`] if
+    /// more than ten tokens at once, and one a second since, turned out to be bad;
+    /// [`Error::UnknownToken`] for one that no header can carry.
     pub async fn whoami(&self, token: &AccessToken, now_ms: i64) -> Result<Owner, Error> {
         // Synapse makes no such token, and a header with one could say more than was meant.
         let is_plain = !token.0.is_empty() && token.0.bytes().all(|byte| byte.is_ascii_graphic());
@@ -89,31 +93,33 @@ impl Homeserver {
             .filter(|_| is_plain)
             .ok_or(Error::UnknownToken)?;
         bearer.set_sensitive(true);
-        if !self.questions.lock().unwrap_or_else(PoisonError::into_inner).take(now_ms) {
-            return Err(unavailable("too many unknown tokens".to_owned()));
+        if !self.questions().take(now_ms) {
+            return Err(Error::TooManyUnknownTokens);
         }
         let request = Request::get(&self.whoami)
             .header(AUTHORIZATION, bearer)
             .body(Full::default())
             .map_err(|error| unavailable(error.to_string()))?;
-        self.is_asked.store(true, Ordering::Relaxed);
-        let answer = self.client.send(request).await;
-        self.is_asked.store(false, Ordering::Relaxed);
-        let (status, body) = answer.map_err(unavailable)?;
+        let (status, body) = self.client.send(request).await.map_err(unavailable)?;
         let rubbish = || unavailable(format!("its answer, status {status}, cannot be understood"));
         match status {
-            StatusCode::OK => object(&body)
+            StatusCode::OK => {
+                let owner: Owner = object(&body).ok_or_else(rubbish)?;
                 // No text in PostgreSQL can have a NUL.
-                .filter(|owner: &Owner| !owner.user_id.contains('\0'))
-                .ok_or_else(rubbish),
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                let refusal: Refusal = object(&body).ok_or_else(rubbish)?;
-                if !is_errcode(&refusal.errcode) {
+                if owner.user_id.contains('\0') {
                     return Err(rubbish());
                 }
+                // Whoever has a good token may go on.
+                self.questions().give_back();
+                Ok(owner)
+            }
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                let refusal: Refusal = object(&body).ok_or_else(rubbish)?;
+                let errcode = REFUSALS.iter().find(|errcode| **errcode == refusal.errcode);
+                let errcode = errcode.ok_or_else(|| not_about_the_token(status, &refusal))?;
                 Err(Error::HomeserverRefused {
                     status: status.as_u16(),
-                    errcode: refusal.errcode,
+                    errcode,
                     message: refusal.error.chars().take(LONGEST_MESSAGE).collect(),
                     soft_logout: refusal.soft_logout,
                 })
@@ -121,6 +127,23 @@ impl Homeserver {
             _ => Err(rubbish()),
         }
     }
+
+    fn questions(&self) -> MutexGuard<'_, Questions> {
+        self.questions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A refusal that does not speak of the token: of a homeserver that never got it, or of what stands
+/// before the homeserver.
+fn not_about_the_token(status: StatusCode, refusal: &Refusal) -> Error {
+    let errcode = Some(&*refusal.errcode).filter(|it| is_errcode(it)).unwrap_or("no errcode");
+    let look = match errcode {
+        "M_MISSING_TOKEN" => "a proxy on the way drops the Authorization header",
+        _ => "look at what stands between the function and HOMESERVER_URL",
+    };
+    unavailable(format!(
+        "its answer, status {status}, {errcode}, does not speak of the token: {look}"
+    ))
 }
 
 /// Whether this is formed as an errcode is. Unlike the text it is logged.
@@ -155,6 +178,10 @@ impl Questions {
         let is_left = self.left > 0;
         self.left -= i64::from(is_left);
         is_left
+    }
+
+    fn give_back(&mut self) {
+        self.left = (self.left + 1).min(MOST_QUESTIONS);
     }
 }
 

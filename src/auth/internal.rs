@@ -2,39 +2,46 @@
 
 use sqlx::Row;
 
-use super::{Admin, Claim, homeserver::Homeserver};
+use super::{Admin, Claim};
 use crate::{
     error::Error,
     postgres::{Connection, failure},
-    statement,
 };
 
+/// Whether the claim is an admin's; `None` if the token is unknown and the homeserver may be asked.
 pub(super) async fn admin(
     connection: &mut Connection,
     claim: &Claim,
-    homeserver: Option<&Homeserver>,
+    may_ask: bool,
     account_validity: bool,
     now_ms: i64,
-) -> Result<Admin, Error> {
+) -> Result<Option<Admin>, Error> {
     let column = |error: sqlx::Error| failure("reading the user of an access token", &error);
-    let query = sqlx::query(statement::ACCESS_TOKEN).bind(&claim.token.0);
-    let user = match (connection.row("looking up an access token", query).await?, homeserver) {
-        (Some(user), _) => {
-            let valid_until_ms: Option<i64> = user.try_get("valid_until_ms").map_err(column)?;
-            if valid_until_ms.is_some_and(|valid_until_ms| valid_until_ms < now_ms) {
-                return Err(Error::ExpiredToken);
+    let user = if let Some(owner) = &claim.owner {
+        let query = sqlx::query(&connection.statements.user).bind(&owner.user_id);
+        let user = connection.row("looking up a user", query).await?;
+        user.ok_or(Error::ReplicaBehind("it does not know the user"))?
+    } else {
+        let query = sqlx::query(&connection.statements.access_token).bind(&claim.token.0);
+        match connection.row("looking up an access token", query).await? {
+            Some(user) => {
+                let valid_until_ms: Option<i64> = user.try_get("valid_until_ms").map_err(column)?;
+                if valid_until_ms.is_some_and(|valid_until_ms| valid_until_ms < now_ms) {
+                    return Err(Error::ExpiredToken);
+                }
+                user
             }
-            user
-        }
-        (None, None) => return Err(Error::UnknownToken),
-        // One of the last seconds, an application service's, or none at all.
-        (None, Some(homeserver)) => {
-            let owner = claim.owner(connection, homeserver, now_ms).await?;
-            let query = sqlx::query(statement::USER).bind(&owner.user_id);
-            // Nobody but the replica says who is an admin.
-            connection.row("looking up a user", query).await?.ok_or(Error::ReplicaBehind)?
+            // One of the last seconds, an application service's, or none at all.
+            None if may_ask => return Ok(None),
+            None => return Err(Error::UnknownToken),
         }
     };
+    // The homeserver vouches for this login, so what the replica says against it is old. The sender
+    // of an application service has no device, and its missing rights are no matter of age.
+    let owner = claim.owner.as_ref();
+    let is_login = owner.is_some_and(|owner| owner.device_id.is_some());
+    let refusal = |error, what| if is_login { Error::ReplicaBehind(what) } else { error };
+
     // Synapse parses the name before it looks at the flags (`UserID.from_string`).
     let user_id: &str = user.try_get("name").map_err(column)?;
     let Some(rest) = user_id.strip_prefix('@') else {
@@ -44,22 +51,22 @@ pub(super) async fn admin(
         return Err(Error::UserIdWithoutServerName);
     }
     if user.try_get("locked").map_err(column)? {
-        return Err(Error::UserLocked);
+        return Err(refusal(Error::UserLocked, "it has the user locked"));
     }
     if account_validity {
-        let query = sqlx::query(statement::ACCOUNT_VALIDITY).bind(user_id);
+        let query = sqlx::query(&connection.statements.account_validity).bind(user_id);
         if let Some(account) = connection.row("looking up an account's validity", query).await? {
             let expiration_ts_ms: i64 = account.try_get("expiration_ts_ms").map_err(column)?;
             if expiration_ts_ms <= now_ms {
-                return Err(Error::AccountExpired);
+                return Err(refusal(Error::AccountExpired, "it has the account expired"));
             }
         }
     }
     if user.try_get("is_guest").map_err(column)? {
-        return Err(Error::GuestAccessForbidden);
+        return Err(refusal(Error::GuestAccessForbidden, "it has the user as a guest"));
     }
     if !user.try_get::<bool, _>("admin").map_err(column)? {
-        return Err(Error::NotAnAdmin);
+        return Err(refusal(Error::NotAnAdmin, "it has the user as no admin"));
     }
-    Ok(Admin(()))
+    Ok(Some(Admin(())))
 }

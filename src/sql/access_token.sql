@@ -11,6 +11,6 @@ SELECT users.name,
        users.locked,
        users.is_guest <> 0 AS is_guest,
        users.admin <> 0 AS admin       -- any value but 0, as in Synapse
-  FROM access_tokens
-  JOIN users ON users.name = coalesce(access_tokens.puppets_user_id, access_tokens.user_id)
+  FROM public.access_tokens
+  JOIN public.users ON users.name = coalesce(access_tokens.puppets_user_id, access_tokens.user_id)
  WHERE access_tokens.token = $1

@@ -5,5 +5,5 @@
 --
 -- Walks account_validity_pkey.
 SELECT expiration_ts_ms
-  FROM account_validity
+  FROM public.account_validity
  WHERE user_id = $1

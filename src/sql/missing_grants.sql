@@ -14,7 +14,7 @@ WITH needed("table", "column") AS (
            ('devices', 'user_id'), ('devices', 'device_id'), ('devices', 'hidden'),
            ('account_validity', 'user_id'), ('account_validity', 'expiration_ts_ms')
 ), found AS (
-    SELECT needed."table", needed."column", to_regclass(needed."table") AS oid,
+    SELECT needed."table", needed."column", to_regclass('public.' || needed."table") AS oid,
            pg_attribute.attnum,
            -- A schema without USAGE is left out of the search path.
            (SELECT min(pg_namespace.nspname)
@@ -23,7 +23,7 @@ WITH needed("table", "column") AS (
                AND NOT has_schema_privilege(pg_namespace.oid, 'USAGE')) AS closed_schema
       FROM needed
            LEFT JOIN pg_attribute
-                  ON pg_attribute.attrelid = to_regclass(needed."table")
+                  ON pg_attribute.attrelid = to_regclass('public.' || needed."table")
                  AND pg_attribute.attname = needed."column" AND NOT pg_attribute.attisdropped
      WHERE needed."table" NOT IN ('access_tokens', 'devices', 'account_validity') OR strpos($1, needed."table") > 0
 ), missing AS (

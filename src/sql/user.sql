@@ -5,5 +5,5 @@
 --
 -- Walks users_name_key (unique).
 SELECT name, locked, is_guest <> 0 AS is_guest, admin <> 0 AS admin
-  FROM users
+  FROM public.users
  WHERE name = $1

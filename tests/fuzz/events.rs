@@ -28,7 +28,8 @@ use synapse_media_usage::{
     error::Error,
     gateway::{Event, Kind, RawQuery},
     query::{Args, MediaUsageQuery},
-    service::{Now, PATH, Service},
+    invocation::Invocation,
+    service::{PATH, Service},
 };
 use tokio::runtime::{Builder, Runtime};
 
@@ -178,7 +179,7 @@ fn answer(event: impl Fn() -> Event) {
     };
     let service = if error == Error::Misconfigured { &MISCONFIGURED } else { &CONFIGURED };
 
-    let now = Now { unix_ms: 1_780_000_000_000, time_left: Duration::from_secs(28) };
+    let now = Invocation::new(1_780_000_000_000, Duration::from_secs(28));
     let answer = RUNTIME.block_on(service.answer(event(), "fuzz", now));
     let answer = gateway.answer(&serde_json::to_value(&answer).expect("JSON"));
     for (name, value) in [

@@ -52,6 +52,8 @@ const INTERNAL: Table = Table {
         unknown        | *                   | *       | *    | up   | 401 M_UNKNOWN_TOKEN false Invalid access token passed.     | 1
         expired        | absent              | *       | *    | up   | 401 M_UNKNOWN_TOKEN true Access token has expired          | 1
         *              | absent              | *       | *    | up   | 503 M_UNKNOWN - ...                                        | 1
+        fresh          | !admin              | *       | *    | up   | 503 M_UNKNOWN - ...                                        | 1
+        fresh          | *                   | expired | true | up   | 503 M_UNKNOWN - ...                                        | 1
         *              | locked,locked-guest | *       | *    | up   | 401 M_USER_LOCKED true User account has been locked        | 1
         *              | *                   | expired | true | up   | 403 ORG_MATRIX_EXPIRED_ACCOUNT - User account has expired  | 1
         *              | guest               | *       | *    | up   | 403 M_GUEST_ACCESS_FORBIDDEN - Guest access not allowed    | 1

@@ -177,9 +177,12 @@ fn a_script_follows_next_token_until_there_is_none() {
 #[test]
 fn a_quota_bot_searches_for_one_user() {
     let Some(pages) = Pages::start() else { return };
-    // A whole id finds nobody, as in Synapse: only localparts and displaynames are searched.
-    let found = pages.get("search_term=@user12:example.org&limit=10");
-    assert_eq!((found.users.len(), found.total, found.next_token), (0, 0, None));
+    // A quota bot that searches for a whole id (D11).
+    let found = pages.get("search_term=@user1203:example.org&limit=10");
+    assert_eq!(
+        (found.users, found.total, found.next_token),
+        (vec!["@user1203:example.org".to_owned()], 1, None)
+    );
     assert_eq!(pages.get("search_term=user1203&limit=10").users, ["@user1203:example.org"]);
 }
 

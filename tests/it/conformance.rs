@@ -2,15 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use synapse_media_usage::{page::Budget, service::Now};
+use synapse_media_usage::{invocation::Invocation, page::Budget};
 
 use crate::support::{
-    NOW, block_on,
+    block_on,
     cases::cases,
     conformance::{assert_none, complaints, request},
     database::{Database, SCHEMAS},
     function::Function,
     gateway::GATEWAYS,
+    now,
 };
 
 #[test]
@@ -73,8 +74,11 @@ fn a_token_expires_after_its_last_millisecond() {
     let case =
         cases().into_iter().find(|case| case.name == "token/query/syt-admin-year2100").unwrap();
     for (unix_ms, status) in [(4_102_444_800_000, 200), (4_102_444_800_001, 401)] {
-        let response =
-            block_on(service.respond(&request(&case), Budget::INVOCATION, Now { unix_ms, ..NOW }));
+        let response = block_on(service.respond(
+            &request(&case),
+            Budget::INVOCATION,
+            Invocation { unix_ms, ..now() },
+        ));
         assert_eq!(response.status(), status, "{unix_ms}");
     }
 }

@@ -173,7 +173,7 @@ fn an_authorization_header_that_no_server_lets_through_is_not_a_missing_one() {
         case.headers =
             values.iter().map(|value| ("Authorization".to_owned(), (*value).to_owned())).collect();
         let event = serde_json::from_value(gateway.event(&case).unwrap()).unwrap();
-        let answer = block_on(service.answer(event, "", crate::support::NOW));
+        let answer = block_on(service.answer(event, "", crate::support::now()));
         let answer = gateway.answer(&serde_json::to_value(answer).unwrap());
         serde_json::from_str::<Value>(&answer.body).unwrap()["error"].clone()
     };
@@ -319,7 +319,7 @@ fn every_sample_event_is_read_as_its_kind() {
             _ => "HttpApi",
         };
         assert_eq!(kind, expected, "{name}");
-        let answer = block_on(service.answer(event, "", crate::support::NOW));
+        let answer = block_on(service.answer(event, "", crate::support::now()));
         let status = serde_json::to_value(&answer).unwrap()["statusCode"].as_u64().unwrap();
         // The samples' tokens are not among the recorded ones.
         assert!(matches!(status, 204 | 401), "{name}: {status}");

@@ -2,10 +2,12 @@
 //! transaction at a time.
 
 use std::{
+    collections::BTreeSet,
     fs,
     process::{Command, Stdio},
     str::FromStr,
     thread,
+    time::Duration,
 };
 
 use serde::Deserialize;
@@ -18,8 +20,10 @@ use crate::support::{
     database::{Database, TRAP, cluster, lock_media},
     function::{Function, ask},
     gateway::Gateway,
+    homeserver::{Homeserver, refusal},
     project,
     proxy::Proxy,
+    server::Reply,
 };
 
 /// A pgbouncer before the cluster, with one server connection a database.
@@ -31,12 +35,20 @@ struct Pooler {
 
 impl Pooler {
     fn start() -> Option<Self> {
+        Self::start_with(1, "")
+    }
+
+    /// One with more server connections a database, or another setting.
+    fn start_with(pool_size: usize, setting: &str) -> Option<Self> {
         let tool = project().join("tests/tools/pgbouncer");
         if !Command::new(tool).arg("bin").stdout(Stdio::null()).status().unwrap().success() {
             println!("there is no pgbouncer, and it cannot be had");
             return None;
         }
-        Some(support::tool("pgbouncer", &["serve", &cluster().port.to_string(), "1"]))
+        Some(support::tool(
+            "pgbouncer",
+            &["serve", &cluster().port.to_string(), &pool_size.to_string(), setting],
+        ))
     }
 
     fn url(&self, database: &Database) -> String {
@@ -83,6 +95,122 @@ fn without_the_setting_a_pooler_refuses_the_session() {
     let log = function.stop();
     assert!(log.contains("unsupported startup parameter"), "{log}");
     assert!(log.contains("set DATABASE_POOLER=true"), "{log}");
+}
+
+#[test]
+fn a_pooler_that_drops_the_settings_is_refused_before_a_token_is_asked_for() {
+    let dropping = "ignore_startup_parameters = extra_float_digits,options";
+    let Some(pooler) = Pooler::start_with(1, dropping) else { return };
+    let database = block_on(Database::of_conformance("synapse-94"));
+    block_on(database.run("REVOKE SELECT ON access_tokens FROM media_usage"));
+    let function = pooler.function(&database, "false");
+    for _ in 0..3 {
+        let (status, error) = ask(&function);
+        assert_eq!((status, error["errcode"].as_str()), (500, Some("M_UNKNOWN")), "{error}");
+    }
+    let log = function.stop();
+    assert_eq!(log.matches("the session does not have the settings that were sent").count(), 4);
+    assert!(log.contains("set DATABASE_POOLER=true"), "{log}");
+    // Nothing was looked up, so that nothing could be refused.
+    assert!(!log.contains("42501"), "{log}");
+    // With the setting the same pooler is good.
+    let function = pooler.function(&database, "true");
+    block_on(database.run("GRANT SELECT ON access_tokens TO media_usage"));
+    assert_eq!(ask(&function).0, 200);
+    function.stop();
+}
+
+#[test]
+fn nothing_is_asked_outside_of_a_transaction_with_the_settings() {
+    // One session for the statement, one to cancel it.
+    let Some(pooler) = Pooler::start_with(2, "") else { return };
+    let database = block_on(Database::of_conformance("synapse-94"));
+    block_on(database.run(&format!("ALTER DATABASE {} SET log_statement = 'all'", database.name)));
+    let url = format!("{}?application_name=outside", pooler.url(&database));
+    let function = Function::start(&[
+        ("DATABASE_URL", url.as_str()),
+        ("DATABASE_POOLER", "true"),
+        ("STATEMENT_TIMEOUT_MS", "5000"),
+    ]);
+    assert_eq!(ask(&function).0, 200);
+    // A failure is explained, and a statement cancelled.
+    block_on(database.run("REVOKE SELECT (displayname) ON profiles FROM media_usage"));
+    assert_eq!(ask(&function).0, 500);
+    block_on(database.run("GRANT SELECT (displayname) ON profiles TO media_usage"));
+    block_on(async {
+        let _lock = lock_media(&database).await;
+        let event = Gateway::HttpApi.event(&request(Some("limit=1"))).unwrap().to_string();
+        let answer = function.invoke_within(event.as_bytes(), Duration::from_secs(3)).unwrap();
+        assert_eq!(answer["statusCode"], 504);
+    });
+    assert!(function.stop().contains("the role lacks SELECT ON profiles (displayname)"));
+    let log = fs::read_to_string(&cluster().log).unwrap();
+    let of_this = format!(" media_usage@{} ", database.name);
+    let lines = log.lines().filter(|line| line.contains(&of_this));
+    let (mut open, mut seen) = (BTreeSet::new(), [0; 3]);
+    for line in lines {
+        let Some((_, text)) = line
+            .split_once("statement: ")
+            .or_else(|| line.split_once("execute "))
+            .filter(|_| line.contains("LOG:"))
+        else {
+            continue;
+        };
+        let pid = line.split(['[', ']']).nth(1).unwrap();
+        if text.starts_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY") {
+            assert!(open.insert(pid), "{line}");
+            assert!(text.contains("SET LOCAL search_path = pg_catalog,pg_temp"), "{text}");
+            assert!(text.contains("SET LOCAL row_security = off"), "{text}");
+            seen[0] += 1;
+        } else if text.starts_with("COMMIT") {
+            assert!(open.remove(pid), "{line}");
+        } else if !text.starts_with("SET ") {
+            // pgbouncer itself passes on who its client is.
+            assert!(open.contains(pid), "{line}");
+            seen[1] += usize::from(text.contains("pg_cancel_backend"));
+            seen[2] += usize::from(text.contains("What the role lacks"));
+        }
+    }
+    assert!(seen[0] >= 4 && seen[1] == 1 && seen[2] == 1, "{seen:?}");
+}
+
+#[test]
+fn a_refusal_does_not_wait_for_a_session_that_was_lent_to_somebody_else() {
+    let Some(pooler) = Pooler::start() else { return };
+    let database = block_on(Database::of_conformance("synapse-94"));
+    let homeserver = Homeserver::start();
+    let url = pooler.url(&database);
+    let homeserver_url = homeserver.url();
+    let function = Function::start(&[
+        ("DATABASE_URL", url.as_str()),
+        ("DATABASE_POOLER", "true"),
+        ("HOMESERVER_URL", &homeserver_url),
+    ]);
+    let unknown = Gateway::HttpApi.event(&request(None)).unwrap().to_string();
+    let unknown = unknown.replace("syt_admin_ok", "syt_nosuch");
+    // While the homeserver thinks, another client takes the only session.
+    let answer = refusal(401, "M_UNKNOWN_TOKEN", "no", Some(false));
+    homeserver.answers(Reply::Slow(answer, Duration::from_millis(10)));
+    let answer = thread::scope(|scope| {
+        let other = scope.spawn(|| {
+            while homeserver.asked().is_empty() {
+                thread::sleep(Duration::from_millis(1));
+            }
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let runtime = runtime.unwrap();
+            let options = PgConnectOptions::from_str(&url).unwrap().extra_float_digits(None);
+            let mut other = runtime.block_on(PgConnection::connect_with(&options)).unwrap();
+            runtime.block_on(sqlx::raw_sql("BEGIN").execute(&mut other)).unwrap();
+            (runtime, other)
+        });
+        let answer = function.invoke(unknown.as_bytes()).unwrap();
+        let (runtime, mut other) = other.join().unwrap();
+        runtime.block_on(sqlx::raw_sql("COMMIT").execute(&mut other)).unwrap();
+        answer
+    });
+    assert_eq!(answer["statusCode"], 401, "{answer}");
+    assert_eq!(ask(&function).0, 200);
+    function.stop();
 }
 
 #[test]

@@ -13,10 +13,11 @@ use synapse_media_usage::{
 };
 
 use crate::support::{
-    NOW, block_on,
+    block_on,
     cases::request,
     database::Database,
     gateway::{GATEWAYS, Gateway, assert_matrix_answer},
+    now,
 };
 
 fn runner(cases: u32) -> TestRunner {
@@ -66,7 +67,7 @@ fn any_query_string_and_header_gets_a_page_or_a_matrix_error() {
             let Ok(event) = gateway.event(&case) else { return Ok(()) };
             let event = event.to_string();
             let parsed: Event = serde_json::from_str(&event).unwrap();
-            let answer = block_on(service.answer(parsed, "", NOW));
+            let answer = block_on(service.answer(parsed, "", now()));
             assert_matrix_answer(&serde_json::to_value(&answer).unwrap(), event.as_bytes());
             Ok(())
         })
@@ -119,7 +120,7 @@ fn any_event_gets_a_page_or_a_matrix_error() {
             }
             let event = if whole { value } else { event }.to_string();
             let parsed: Event = serde_json::from_str(&event).unwrap();
-            let answer = block_on(service.answer(parsed, "", NOW));
+            let answer = block_on(service.answer(parsed, "", now()));
             assert_matrix_answer(&serde_json::to_value(&answer).unwrap(), event.as_bytes());
             Ok(())
         })
@@ -133,7 +134,7 @@ fn a_walk_by_next_token_visits_every_user_once_and_in_order() {
     let ask = |query: &str| -> Value {
         let event = Gateway::RestApi.event(&request(Some(query))).unwrap();
         let event = serde_json::from_value(event).unwrap();
-        let answer = serde_json::to_value(block_on(service.answer(event, "", NOW))).unwrap();
+        let answer = serde_json::to_value(block_on(service.answer(event, "", now()))).unwrap();
         serde_json::from_str(answer["body"].as_str().unwrap()).unwrap()
     };
     let filter = prop::sample::select(vec![

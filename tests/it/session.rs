@@ -72,12 +72,9 @@ fn the_connection_is_open_before_the_first_event() {
 fn a_connection_knows_whether_there_are_only_few_media() {
     let small = |database: &Database| {
         let config = Config::read(|name| (name == "DATABASE_URL").then(|| database.url())).unwrap();
-        block_on(
-            Connector::new(config.database, config.statement_timeout)
-                .connect(NOW_MS, Connector::answers_by()),
-        )
-        .unwrap()
-        .small
+        block_on(Connector::new(config.database, config.statement_timeout).session(NOW_MS))
+            .unwrap()
+            .one_pass
     };
     let database = block_on(Database::of_conformance("synapse-94"));
     assert!(small(&database));
@@ -88,10 +85,10 @@ fn a_connection_knows_whether_there_are_only_few_media() {
         let config = Config::read(|name| (name == "DATABASE_URL").then(|| database.url())).unwrap();
         assert!(
             Connector::new(config.database, config.statement_timeout)
-                .connect(NOW_MS, Connector::answers_by())
+                .session(NOW_MS)
                 .await
                 .unwrap()
-                .small
+                .one_pass
         );
     });
     let database = block_on(database.enlarge());
@@ -106,6 +103,9 @@ fn the_session_has_the_settings_that_pay() {
         let database = Database::new("synapse-84").await;
         let mut session = database.session().await;
         for (setting, value) in [
+            ("search_path", "pg_catalog,pg_temp"),
+            ("row_security", "off"),
+            ("transaction_isolation", "repeatable read"),
             ("default_transaction_read_only", "on"),
             ("transaction_read_only", "on"),
             ("statement_timeout", "20s"),
@@ -151,6 +151,10 @@ fn each_failure_of_the_database_has_its_answer_and_ends_its_connection() {
         ("40001", 503), // conflict with recovery, on a replica
         ("40P01", 503), // deadlock
         ("53300", 503), // too many connections
+        ("53100", 500), // disk full
+        ("53400", 500), // temp_file_limit
+        ("26000", 500), // no such prepared statement
+        ("42P05", 500), // prepared statement exists already
         ("57P01", 503), // admin shutdown
         ("57P03", 503), // cannot connect now
         ("57014", 504), // canceled
@@ -160,6 +164,7 @@ fn each_failure_of_the_database_has_its_answer_and_ends_its_connection() {
         ("42501", 500), // insufficient privilege
         ("22012", 500), // data exception
         ("P0001", 500), // raised
+        ("XX000", 500), // internal error
     ] {
         let before = pid();
         fail_with(&database, code);
@@ -177,9 +182,92 @@ fn each_failure_of_the_database_has_its_answer_and_ends_its_connection() {
     for code in ["08006", "40001", "57014", "22012", "P0001"] {
         assert!(log.contains(&format!("database error {code}")), "{code}: {log}");
     }
+    for (code, remedy) in [
+        ("53100", "disk is full; enlarge it"),
+        ("53400", "raise temp_file_limit"),
+        ("26000", "set DATABASE_POOLER=true"),
+        ("42P05", "set DATABASE_POOLER=true"),
+    ] {
+        let of_code = format!("database error {code}");
+        let mut lines = log.lines().filter(|line| line.contains(&of_code));
+        assert!(lines.all(|line| line.contains(remedy) && line.contains("\"retries\":0")), "{log}");
+    }
     // Messages of classes that quote data are left out.
     let quoted = log.lines().filter(|line| line.contains("row content"));
-    assert!(quoted.clone().all(|line| !line.contains("22012") && !line.contains("P0001")), "{log}");
+    for code in ["22012", "P0001", "XX000"] {
+        assert!(log.contains(&format!("database error {code}")), "{log}");
+        assert!(quoted.clone().all(|line| !line.contains(code)), "{log}");
+    }
+}
+
+#[test]
+fn a_row_level_policy_is_an_error_and_hides_nothing() {
+    for table in ["access_tokens", "users", "profiles", "local_media_repository"] {
+        let database = block_on(Database::of_conformance("synapse-94"));
+        let function = start(&database.url());
+        assert_eq!(ask(&function).0, 200);
+        block_on(database.run(&format!("ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")));
+        let (status, error) = ask(&function);
+        assert_eq!((status, error["errcode"].as_str()), (500, Some("M_UNKNOWN")), "{error}");
+        let log = function.stop();
+        assert!(log.contains("42501") && log.contains(&format!(r#"table \"{table}\""#)), "{log}");
+    }
+}
+
+#[test]
+fn a_column_that_was_altered_costs_a_second_try() {
+    let database = block_on(Database::of_conformance("synapse-94"));
+    let function = start(&database.url());
+    let page = ask(&function);
+    assert_eq!(page.0, 200);
+    for sql in [
+        "ALTER TABLE users ALTER COLUMN name TYPE varchar",
+        "ALTER TABLE profiles ALTER COLUMN displayname TYPE varchar",
+    ] {
+        block_on(database.run(sql));
+        assert_eq!(ask(&function), page, "{sql}");
+    }
+    let log = function.stop();
+    assert_eq!(log.matches("\"retries\":1").count(), 2, "{log}");
+}
+
+#[test]
+fn tables_of_the_role_s_own_schema_do_not_matter() {
+    let database = block_on(Database::of_conformance("synapse-94"));
+    let function = start(&database.url());
+    let page = ask(&function);
+    assert_eq!(page.0, 200);
+    function.stop();
+    // "$user" comes first in PostgreSQL's own search path.
+    let tables = ["access_tokens", "users", "profiles", "local_media_repository"];
+    let tables = tables.map(|it| format!("CREATE TABLE media_usage.{it} (LIKE public.{it});"));
+    let grant = "GRANT USAGE ON SCHEMA media_usage TO media_usage;
+                 GRANT SELECT ON ALL TABLES IN SCHEMA media_usage TO media_usage;";
+    block_on(database.run(&format!("CREATE SCHEMA media_usage; {} {grant}", tables.concat())));
+    let function = start(&database.url());
+    assert_eq!(ask(&function), page);
+    function.stop();
+}
+
+#[test]
+fn the_tables_may_live_in_another_schema() {
+    let database = block_on(Database::of_conformance("synapse-94"));
+    let function = start(&database.url());
+    let page = ask(&function);
+    block_on(database.run(
+        "CREATE SCHEMA \"Synapse_1\"; GRANT USAGE ON SCHEMA \"Synapse_1\" TO media_usage;
+         ALTER TABLE access_tokens SET SCHEMA \"Synapse_1\"; ALTER TABLE users SET SCHEMA \"Synapse_1\";
+         ALTER TABLE profiles SET SCHEMA \"Synapse_1\";
+         ALTER TABLE local_media_repository SET SCHEMA \"Synapse_1\"",
+    ));
+    assert_eq!(ask(&function).0, 500);
+    let log = function.stop();
+    assert!(log.contains("Synapse_1") && log.contains("DATABASE_SCHEMA"), "{log}");
+    let url = database.url();
+    let function =
+        Function::start(&[("DATABASE_URL", url.as_str()), ("DATABASE_SCHEMA", "Synapse_1")]);
+    assert_eq!(ask(&function), page);
+    function.stop();
 }
 
 #[test]
@@ -299,7 +387,7 @@ fn a_missing_table_or_grant_is_500_and_the_log_names_it() {
     let missing =
         "permission denied for table profiles; the role lacks SELECT ON profiles (displayname)";
     assert!(log.contains(missing), "{log}");
-    assert!(log.contains(r#"relation \"users\" does not exist"#), "{log}");
+    assert!(log.contains(r#"relation \"public.users\" does not exist"#), "{log}");
 }
 
 #[test]

@@ -71,6 +71,23 @@ const CLEAN_UP: [&str; 3] = [
 ];
 
 #[test]
+fn a_standby_answers_whatever_isolation_the_database_asks_for() {
+    let replica = block_on(async {
+        let database = Database::of_conformance_in(clusters().0, "synapse-94").await;
+        let serializable = "SET default_transaction_isolation = serializable";
+        database.run(&format!("ALTER DATABASE {} {serializable}", database.name)).await;
+        replica(&database).await
+    });
+    let url = replica.url();
+    for pooler in ["false", "true"] {
+        let function =
+            Function::start(&[("DATABASE_URL", url.as_str()), ("DATABASE_POOLER", pooler)]);
+        assert_eq!(ask(&function).0, 200, "{pooler}");
+        function.stop();
+    }
+}
+
+#[test]
 fn a_conflict_with_recovery_is_asked_again_once() {
     let database = block_on(Database::of_conformance_in(clusters().0, "synapse-94"));
     block_on(database.run(SLOW));

@@ -4,14 +4,10 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use synapse_media_usage::{
-    config::Config,
-    page::Budget,
-    service::{Now, Service},
-};
+use synapse_media_usage::{config::Config, invocation::Invocation, page::Budget, service::Service};
 
 use super::{
-    NOW, NOW_MS,
+    NOW_MS,
     cases::{self, Case},
     conformance,
     database::Database,
@@ -19,7 +15,7 @@ use super::{
     gateway::Gateway,
     homeserver::Homeserver,
     mas::{Mas, SECRET},
-    read,
+    now, read,
     server::Answer,
 };
 
@@ -160,15 +156,15 @@ impl Variables {
     }
 }
 
-pub async fn ask_case(service: &Service, case: &Case, now: Now) -> Outcome {
+pub async fn ask_case(service: &Service, case: &Case, invocation: Invocation) -> Outcome {
     let request = conformance::request(case);
-    let response = service.respond(&request, Budget::INVOCATION, now).await;
+    let response = service.respond(&request, Budget::INVOCATION, invocation).await;
     Outcome::of(&conformance::answer(response))
 }
 
 /// Asks so many ms after [`NOW_MS`].
 pub async fn ask_at(service: &Service, token: &str, ms: i64) -> Outcome {
-    ask_case(service, &case(token), Now { unix_ms: NOW_MS + ms, ..NOW }).await
+    ask_case(service, &case(token), Invocation { unix_ms: NOW_MS + ms, ..now() }).await
 }
 
 pub async fn ask(service: &Service, token: &str) -> Outcome {

@@ -7,10 +7,10 @@ use lambda_http::{
 use synapse_media_usage::{gateway::RawQuery, page::Budget, service::Service};
 
 use super::{
-    NOW,
     cases::{Answer, Case, cases},
     function::Function,
     gateway::Gateway,
+    now,
 };
 
 /// The request of a case, without any gateway.
@@ -54,7 +54,7 @@ pub fn assert_none(complaints: &[String]) {
 pub async fn complaints(service: &Service) -> Vec<String> {
     let mut complaints = Vec::new();
     for case in cases() {
-        let response = service.respond(&request(&case), Budget::INVOCATION, NOW).await;
+        let response = service.respond(&request(&case), Budget::INVOCATION, now()).await;
         complaints.extend(case.complaint(&answer(response)));
     }
     complaints

@@ -174,7 +174,7 @@ impl Database {
     pub async fn session(&self) -> PgConnection {
         let config = config(&self.url()).unwrap();
         Connector::new(config.database, config.statement_timeout)
-            .connect(NOW_MS, Connector::answers_by())
+            .session(NOW_MS)
             .await
             .unwrap()
             .session
@@ -215,7 +215,7 @@ fn without_suspended(rows: &str) -> String {
 pub const TRAP: &str = "
     CREATE TABLE written (n int);
     CREATE FUNCTION trap() RETURNS boolean LANGUAGE plpgsql VOLATILE SECURITY DEFINER AS
-      $$ BEGIN INSERT INTO written VALUES (1); RETURN true; END $$;
+      $$ BEGIN INSERT INTO public.written VALUES (1); RETURN true; END $$;
     ALTER TABLE local_media_repository RENAME TO media;
     CREATE VIEW local_media_repository AS SELECT * FROM media WHERE trap();
     GRANT SELECT ON local_media_repository TO media_usage;";

@@ -78,6 +78,15 @@ impl Function {
 
     /// The same, by a command that ends up as the binary.
     pub fn start_by(command: &[&str], variables: &[(&str, &str)]) -> Self {
+        Self::start_where(true, command, variables)
+    }
+
+    /// The same, where the Extensions API registers no extension: ten are the most (Lambda quotas).
+    pub fn start_without_extensions(variables: &[(&str, &str)]) -> Self {
+        Self::start_where(false, &[], variables)
+    }
+
+    fn start_where(extensions: bool, command: &[&str], variables: &[(&str, &str)]) -> Self {
         let (events, to_runtime) = tokio::sync::mpsc::unbounded_channel();
         let (from_runtime, outcomes) = mpsc::channel();
         let (end, ended) = oneshot::channel();
@@ -87,6 +96,7 @@ impl Function {
             under_way: Mutex::new(None),
             count: 0.into(),
             waits: false.into(),
+            extensions,
         });
         let api = serve(Arc::clone(&state), ended);
         let binary = release_binary().to_str().unwrap();
@@ -207,6 +217,11 @@ impl Function {
         (self.output.take().unwrap().join().unwrap(), status)
     }
 
+    /// How many threads the process has.
+    pub fn threads(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/task", self.process.borrow().id())).unwrap().count()
+    }
+
     /// The most memory that the process has had resident so far, in bytes.
     pub fn peak_memory(&self) -> u64 {
         let status =
@@ -283,6 +298,8 @@ struct State {
     count: std::sync::atomic::AtomicU64,
     /// Whether the function has asked for an event that is not there yet.
     waits: AtomicBool,
+    /// Whether extensions are registered.
+    extensions: bool,
 }
 
 /// Serves both APIs on a free port of loopback, and returns its address.
@@ -326,6 +343,13 @@ async fn answer(
     let path = parts.uri.path().to_owned();
     let body = body.collect().await?.to_bytes();
     if let Some(path) = path.strip_prefix("/2020-01-01/extension/") {
+        if !state.extensions {
+            let mut response = Response::new(Full::new(Bytes::from_static(
+                b"{\"errorType\":\"Extension.TooMany\",\"errorMessage\":\"too many\"}",
+            )));
+            *response.status_mut() = StatusCode::FORBIDDEN;
+            return Ok(response);
+        }
         return Ok(extension(&parts, path, &body).await);
     }
     let mut response = Response::new(Full::new(Bytes::new()));

@@ -3,6 +3,7 @@
 
 pub mod asking;
 pub mod aws;
+pub mod backend;
 pub mod cases;
 pub mod conformance;
 pub mod database;
@@ -29,7 +30,7 @@ use std::{
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use synapse_media_usage::service::Now;
+use synapse_media_usage::invocation::Invocation;
 
 /// Runs a future on a runtime like the function's own.
 pub fn block_on<T>(future: impl Future<Output = T>) -> T {
@@ -92,4 +93,6 @@ pub fn tool<T: DeserializeOwned>(name: &str, arguments: &[&str]) -> T {
 pub const NOW_MS: i64 = 1_780_000_000_000;
 
 /// An invocation at [`NOW_MS`] with all of template.yaml's timeout left.
-pub const NOW: Now = Now { unix_ms: NOW_MS, time_left: Duration::from_secs(28) };
+pub fn now() -> Invocation {
+    Invocation::new(NOW_MS, Duration::from_secs(28))
+}

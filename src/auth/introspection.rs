@@ -1,0 +1,225 @@
+//! What an introspection says of a token (RFC 7662, section 2.2; `synapse/api/auth/mas.py`).
+
+use std::collections::BTreeSet;
+
+use hyper::StatusCode;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::object;
+use crate::error::Error;
+
+/// The scopes that make a token one for the client-server API; the second is the unstable one.
+const CLIENT_API: [&str; 2] =
+    ["urn:matrix:client:api:*", "urn:matrix:org.matrix.msc2967.client:api:*"];
+
+/// What the scope of a device begins with, likewise.
+const DEVICE: [&str; 2] =
+    ["urn:matrix:client:device:", "urn:matrix:org.matrix.msc2967.client:device:"];
+
+/// The scope of an admin of the homeserver.
+const ADMIN: &str = "urn:synapse:admin:*";
+
+/// What MAS says of a token.
+#[derive(Debug, Clone)]
+pub struct Introspection {
+    /// What the token is good for.
+    pub scope: BTreeSet<String>,
+    /// The localpart of its user.
+    pub username: Option<String>,
+    /// The device that MAS names.
+    device_id: Option<String>,
+    /// When it was asked for, as Unix time in ms.
+    pub(super) at_ms: i64,
+    /// When the token ends, likewise; `None` is never.
+    pub until_ms: Option<i64>,
+}
+
+/// The answer (RFC 7662, section 2.2), and MAS's own `device_id`. Of other fields nothing is
+/// asked.
+#[derive(Deserialize)]
+struct Answer<'a> {
+    active: bool,
+    scope: Option<String>,
+    username: Option<String>,
+    device_id: Option<String>,
+    /// In s, from now on. Raw, because an integer is asked for, of any size.
+    #[serde(borrow)]
+    expires_in: Option<&'a RawValue>,
+}
+
+impl Introspection {
+    /// Reads MAS's answer, that came at the Unix time `now_ms`, in ms.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TokenNotActive`]; [`Error::IntrospectionFailed`] for what is no introspection.
+    pub fn read(status: StatusCode, body: &[u8], now_ms: i64) -> Result<Self, Error> {
+        if !status.is_success() {
+            return Err(failed(format!("it answered with status {status}")));
+        }
+        let answer: Answer =
+            object(body).ok_or_else(|| failed("its answer is no introspection".to_owned()))?;
+        let until_ms = match answer.expires_in {
+            None => None,
+            Some(seconds) => Some(
+                until_ms(seconds.get(), now_ms)
+                    .ok_or_else(|| failed("expires_in is no integer".to_owned()))?,
+            ),
+        };
+        if !answer.active {
+            return Err(Error::TokenNotActive);
+        }
+        let scope = answer.scope.unwrap_or_default();
+        Ok(Self {
+            scope: scope.split(' ').filter(|item| !item.is_empty()).map(str::to_owned).collect(),
+            username: answer.username,
+            device_id: answer.device_id,
+            at_ms: now_ms,
+            until_ms,
+        })
+    }
+
+    /// The device that the token is of: the one that MAS names, else that of the scope. A token
+    /// need not be of any.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::MultipleDeviceIds`], [`Error::InvalidDeviceId`].
+    pub fn device_id(&self) -> Result<Option<String>, Error> {
+        let device_id = if let Some(device_id) = &self.device_id {
+            device_id.as_str()
+        } else {
+            let in_scope = self
+                .scope
+                .iter()
+                .filter_map(|item| DEVICE.iter().find_map(|prefix| item.strip_prefix(prefix)));
+            // The same device can be there by both prefixes.
+            let mut device_ids: BTreeSet<_> = in_scope.collect();
+            match (device_ids.pop_first(), device_ids.is_empty()) {
+                (None, _) => return Ok(None),
+                (Some(device_id), true) => device_id,
+                (Some(_), false) => return Err(Error::MultipleDeviceIds),
+            }
+        };
+        if !(1..=255).contains(&device_id.chars().count()) || device_id.contains('\0') {
+            return Err(Error::InvalidDeviceId);
+        }
+        Ok(Some(device_id.to_owned()))
+    }
+
+    /// Whether the token is one for the client-server API.
+    pub(super) fn is_for_client_api(&self) -> bool {
+        CLIENT_API.iter().any(|scope| self.scope.contains(*scope))
+    }
+
+    /// Whether the token is an admin's.
+    pub(super) fn is_for_admin(&self) -> bool {
+        self.scope.contains(ADMIN)
+    }
+
+    /// Whether the token has ended at the Unix time `now_ms`, in ms.
+    pub(super) fn has_expired(&self, now_ms: i64) -> bool {
+        self.until_ms.is_some_and(|until_ms| until_ms <= now_ms)
+    }
+
+    /// How long its texts are in all, in bytes.
+    pub(super) fn length(&self) -> usize {
+        let texts = self.scope.iter().chain(&self.username).chain(&self.device_id);
+        texts.map(String::len).sum()
+    }
+}
+
+/// MAS could not be asked, or not understood.
+pub(super) fn failed(cause: String) -> Error {
+    Error::IntrospectionFailed { cause }
+}
+
+/// When so many seconds from now are over, as Unix time in ms.
+fn until_ms(seconds: &str, now_ms: i64) -> Option<i64> {
+    let digits = seconds.strip_prefix('-').unwrap_or(seconds);
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let most = if digits.len() == seconds.len() { i64::MAX } else { i64::MIN };
+    Some(seconds.parse().unwrap_or(most).saturating_mul(1000).saturating_add(now_ms))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn introspection(scope: &str, device_id: Option<&str>) -> Introspection {
+        Introspection {
+            scope: scope.split(' ').map(str::to_owned).collect(),
+            username: None,
+            device_id: device_id.map(str::to_owned),
+            at_ms: 0,
+            until_ms: None,
+        }
+    }
+
+    #[test]
+    fn the_device_is_named_or_the_one_in_the_scope() {
+        let [stable, unstable] = DEVICE;
+        let device = |scope: &str, device_id| introspection(scope, device_id).device_id();
+        assert_eq!(device("openid", None), Ok(None));
+        for scope in
+            [format!("{stable}AB"), format!("{unstable}AB"), format!("{stable}AB {unstable}AB")]
+        {
+            assert_eq!(device(&scope, None), Ok(Some("AB".to_owned())));
+        }
+        let several = format!("{stable}AB {unstable}CD");
+        assert_eq!(device(&several, None), Err(Error::MultipleDeviceIds));
+        assert_eq!(device(&several, Some("EF")), Ok(Some("EF".to_owned())));
+        assert_eq!(device(stable, None), Err(Error::InvalidDeviceId));
+        assert_eq!(device("", Some("")), Err(Error::InvalidDeviceId));
+        let longest = "é".repeat(255);
+        assert_eq!(device("", Some(&longest)), Ok(Some(longest.clone())));
+        assert_eq!(device("", Some(&format!("{longest}x"))), Err(Error::InvalidDeviceId));
+    }
+
+    #[test]
+    fn an_introspection_is_an_object_with_fields_of_their_types() {
+        let read_bytes = |body: &[u8]| {
+            let introspection = Introspection::read(StatusCode::OK, body, 5);
+            introspection.map(|introspection| introspection.username)
+        };
+        let read = |body: &str| read_bytes(body.as_bytes());
+        assert_eq!(read(r#" {"active":true,"username":"a","x":[7]}"#), Ok(Some("a".to_owned())));
+        assert_eq!(read(r#"{"active":true,"username":null}"#), Ok(None));
+        assert_eq!(read(r#"{"active":false}"#), Err(Error::TokenNotActive));
+        for wrong in [
+            "",
+            "7",
+            r#"[true,"urn:matrix:client:api:* urn:synapse:admin:*","a",null,null]"#,
+            "{}",
+            r#"{"active":null}"#,
+            r#"{"active":"true"}"#,
+            r#"{"active":true,"username":7}"#,
+            r#"{"active":true,"scope":["openid"]}"#,
+            r#"{"active":false,"expires_in":"7"}"#,
+            r#"{"active":false,"active":true}"#,
+            "{\"active\":true,\"username\":\"\\ud800\"}",
+        ] {
+            let error = read(wrong).unwrap_err();
+            assert!(matches!(error, Error::IntrospectionFailed { .. }), "{wrong}: {error:?}");
+        }
+        let no_text = read_bytes(b"{\"active\":true,\"x\":\"\xff\"}");
+        assert!(matches!(no_text, Err(Error::IntrospectionFailed { .. })));
+        let failing = Introspection::read(StatusCode::BAD_GATEWAY, br#"{"active":true}"#, 5);
+        assert!(matches!(failing, Err(Error::IntrospectionFailed { .. })));
+    }
+
+    #[test]
+    fn the_time_left_is_an_integer_of_any_size() {
+        assert_eq!(until_ms("300", 5), Some(300_005));
+        assert_eq!(until_ms("-1", 5), Some(-995));
+        assert_eq!(until_ms("0", 5), Some(5));
+        assert_eq!(until_ms("99999999999999999999", 5), Some(i64::MAX));
+        assert_eq!(until_ms("-99999999999999999999", 5), Some(i64::MIN + 5));
+        for wrong in ["", "-", "3e2", "300.0", "true", "\"300\"", "+1"] {
+            assert_eq!(until_ms(wrong, 5), None, "{wrong}");
+        }
+    }
+}

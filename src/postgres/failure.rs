@@ -1,0 +1,178 @@
+//! What an error of the database means: whether to ask again, what the caller gets, and what the log
+//! says to do about it.
+
+use std::{error::Error as _, fmt::Write as _};
+
+use rustls::CertificateError;
+use sqlx::{error::DatabaseError, postgres::PgDatabaseError};
+
+use crate::{
+    aws::Failure,
+    error::{Error, chain},
+};
+
+/// What to do where a session is not the function's alone.
+pub(super) const SET_POOLER: &str = "if this is a pooler, set DATABASE_POOLER=true";
+
+/// What the caller and the log get of an error of the database or of the way to it, met while
+/// `doing` something.
+///
+/// The log gets the server's SQLSTATE, its message where that can quote neither rows, parameters nor
+/// a login, and never its detail or hint.
+#[must_use]
+pub fn failure(doing: &str, error: &sqlx::Error) -> Error {
+    match error {
+        sqlx::Error::Database(refusal) => {
+            let code = refusal.code().unwrap_or_default();
+            let mut cause = format!("database error {code} while {doing}");
+            if quotes_no_data(&code) {
+                let _ = write!(cause, ": {}", refusal.message());
+            }
+            if let Some(remedy) = remedy(&code) {
+                let _ = write!(cause, "; {remedy}");
+            }
+            match &*code {
+                // query_canceled and transaction_timeout
+                "57014" | "25P04" => Error::StatementTimeout { cause },
+                code if is_passing(code) || is_stale_plan(&**refusal) => {
+                    Error::DatabaseUnavailable { cause }
+                }
+                _ => Error::DatabaseFailed { cause },
+            }
+        }
+        // A server, or what stands before it, that breaks off in mid-sentence is one that restarts.
+        sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) => {
+            let mut cause = format!("{error} while {doing}");
+            if let Some(inner) = error.source().and_then(std::error::Error::source) {
+                let _ = write!(cause, ": {}", chain(inner));
+            }
+            if let Some(remedy) = tls_remedy(error) {
+                let _ = write!(cause, "; {remedy}");
+            }
+            Error::DatabaseUnavailable { cause }
+        }
+        // sqlx's other errors name columns and types, and never a value.
+        _ => Error::DatabaseFailed { cause: format!("{error} while {doing}") },
+    }
+}
+
+/// [`failure`] for what happens before there is a session: a pooler has codes of its own for what
+/// its clients do wrong. Some of its messages quote the login, so none but those about settings is
+/// logged.
+pub(super) fn connecting(address: &str, error: &sqlx::Error) -> Error {
+    /// What pgbouncer says with 08P01 and RDS Proxy with 0A000, whether the log may have it, and
+    /// what to do.
+    const REFUSALS: [(&str, bool, &str); 5] = [
+        ("startup parameter", true, SET_POOLER),
+        ("options", true, SET_POOLER),
+        ("authentication failed", false, "the pooler refuses the password"),
+        ("no such database", false, "the pooler knows no such database"),
+        ("no such user", false, "the pooler knows no such user"),
+    ];
+    let doing = format!("connecting to {address}");
+    if let sqlx::Error::Database(refusal) = error
+        && let Some(code @ ("08P01" | "0A000")) = refusal.code().as_deref()
+    {
+        let message = refusal.message();
+        let known = REFUSALS.iter().find(|(text, ..)| message.contains(text));
+        let cause = match known {
+            Some((_, true, remedy)) => format!(": {message}; {remedy}"),
+            Some((_, false, remedy)) => format!("; {remedy}"),
+            None => String::new(),
+        };
+        let cause = format!("database error {code} while {doing}{cause}");
+        return match known {
+            Some(_) => Error::DatabaseFailed { cause },
+            None => Error::DatabaseUnavailable { cause },
+        };
+    }
+    failure(&doing, error)
+}
+
+/// Whether the server, or a pooler in its own way, refuses a role's password.
+pub(super) fn is_refused_password(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(DatabaseError::code);
+    matches!(code.as_deref(), Some("28P01" | "28000" | "08P01"))
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Unavailable(cause) => Self::DatabaseUnavailable { cause },
+            Failure::Refused(cause) => Self::DatabaseFailed { cause },
+        }
+    }
+}
+
+/// Classes and codes of SQLSTATE that pass by themselves: connection exceptions, a conflict with
+/// replication, too few resources or connections, an operator's shutdown, a server that starts or
+/// stops, a session that idled for too long, and a lock that was not to be had. A full disk and a
+/// limit of the configuration stay until somebody acts.
+fn is_passing(code: &str) -> bool {
+    matches!(code, "25P03" | "55P03")
+        || ["08", "40", "53", "57P"].iter().any(|class| code.starts_with(class))
+            && !matches!(code, "53100" | "53400")
+}
+
+/// "cached plan must not change result type": a column was altered since the session prepared its
+/// statement, and a new session prepares it anew. The text depends on `lc_messages`, the routine
+/// does not.
+fn is_stale_plan(refusal: &dyn DatabaseError) -> bool {
+    let refusal = refusal.try_downcast_ref::<PgDatabaseError>();
+    refusal.is_some_and(|it| {
+        it.code() == "0A000" && it.routine().is_some_and(|it| it == "RevalidateCachedQuery")
+    })
+}
+
+/// Classes of SQLSTATE whose messages name settings, objects and states of the server, but no
+/// values of rows or parameters and no login (PostgreSQL, appendix A). Class 28 quotes the role's
+/// name, which is the password where somebody has swapped the two; XX quotes anything.
+fn quotes_no_data(code: &str) -> bool {
+    ["08", "25", "3D", "3F", "40", "42", "53", "54", "55", "57", "58"]
+        .iter()
+        .any(|class| code.starts_with(class))
+}
+
+/// What to do about an SQLSTATE.
+fn remedy(code: &str) -> Option<&'static str> {
+    Some(match code {
+        "26000" | "42P05" => SET_POOLER,
+        "28P01" => "password authentication failed: the role's name or its password is wrong",
+        "28000" => {
+            "the server refuses the role, or wants TLS: pg_hba.conf and the server's own log say which"
+        }
+        "53100" => "the database server's disk is full; enlarge it",
+        "53400" => "raise temp_file_limit for the function's role",
+        _ => return None,
+    })
+}
+
+/// What to do about a server whose certificate was refused, or that has none.
+fn tls_remedy(error: &sqlx::Error) -> Option<&'static str> {
+    let source = match error {
+        sqlx::Error::Io(error) => error.get_ref()? as &(dyn std::error::Error + 'static),
+        sqlx::Error::Tls(error) => &**error,
+        _ => return None,
+    };
+    let Some(error) = source.downcast_ref::<rustls::Error>() else {
+        // sqlx's own words, when the server declines to speak TLS.
+        return source.to_string().contains("does not support TLS").then_some(
+            "turn TLS on in the server; sslmode=disable in DATABASE_URL is for networks that need none",
+        );
+    };
+    let rustls::Error::InvalidCertificate(error) = error else { return None };
+    Some(match error {
+        CertificateError::UnknownIssuer => {
+            "the server's certificate is of an authority that is not trusted: name it in DATABASE_CA_FILE; \
+             for RDS, AWS_REGION must be the database's, \
+             and not every region's authorities are built in"
+        }
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+            "DATABASE_URL must name the server as its certificate does; for RDS, by its endpoint"
+        }
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            "renew the server's certificate; for RDS, choose a current certificate authority"
+        }
+        _ => "the server needs a certificate that an authority has issued for it",
+    })
+}

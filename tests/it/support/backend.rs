@@ -1,0 +1,97 @@
+//! A server that speaks PostgreSQL's protocol (PostgreSQL, "Frontend/Backend Protocol") and says what no
+//! PostgreSQL would, before it passes its clients on to a real one.
+
+use std::{
+    io::{self, Read, Write},
+    net::{TcpListener, TcpStream},
+    thread,
+};
+
+use super::database::Database;
+
+/// What a client is told after its startup message.
+#[derive(Debug, Clone)]
+pub enum Says {
+    /// These bytes, and then nothing.
+    Bytes(Vec<u8>),
+    /// That it is logged in; and these bytes to its first question.
+    ToQuestion(Vec<u8>),
+    /// That it has to prove its password by so many iterations of SCRAM-SHA-256.
+    Scram(u32),
+}
+
+/// A message of the server: its type and its body, with a length that is true.
+pub fn message(kind: u8, body: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(body.len() + 4).unwrap();
+    [&[kind], &length.to_be_bytes()[..], body].concat()
+}
+
+/// Starts one. Each connection is told the next thing of `script`; those after the last are the
+/// database's. Returns the function's URL for it.
+pub fn start(database: &Database, script: Vec<Says>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let url = database.url().replace(&format!(":{}/", database.cluster.port), &format!(":{port}/"));
+    let server = database.cluster.port;
+    thread::spawn(move || {
+        let mut script = script.into_iter();
+        for stream in listener.incoming() {
+            let (stream, says) = (stream.unwrap(), script.next());
+            thread::spawn(move || match says {
+                Some(says) => drop(speak(stream, &says)),
+                None => pass_on(stream, TcpStream::connect(("127.0.0.1", server)).unwrap()),
+            });
+        }
+    });
+    url
+}
+
+fn speak(mut stream: TcpStream, says: &Says) -> io::Result<()> {
+    // A request for TLS, which is declined, may come before the startup message.
+    while read_body(&mut stream)?.get(..4) == Some(&80_877_103_u32.to_be_bytes()) {
+        stream.write_all(b"N")?;
+    }
+    let logged_in = [message(b'R', &[0; 4]), message(b'K', &[0; 8]), message(b'Z', b"I")].concat();
+    match says {
+        Says::Bytes(bytes) => stream.write_all(bytes)?,
+        Says::ToQuestion(bytes) => {
+            stream.write_all(&logged_in)?;
+            read_message(&mut stream)?;
+            stream.write_all(bytes)?;
+        }
+        Says::Scram(iterations) => {
+            stream.write_all(&message(b'R', b"\0\0\0\x0aSCRAM-SHA-256\0\0"))?;
+            let first = String::from_utf8_lossy(&read_message(&mut stream)?).into_owned();
+            let nonce = first.split_once(",r=").unwrap().1.split(',').next().unwrap().to_owned();
+            let challenge = format!("r={nonce}x,s=c2FsdHNhbHRzYWx0c2FsdA==,i={iterations}");
+            stream.write_all(&message(b'R', &[b"\0\0\0\x0b", challenge.as_bytes()].concat()))?;
+        }
+    }
+    // Until the client has had enough.
+    io::copy(&mut stream, &mut io::sink()).map(drop)
+}
+
+/// A message of the client, without its type.
+fn read_message(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+    stream.read_exact(&mut [0])?;
+    read_body(stream)
+}
+
+fn read_body(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+    let mut length = [0; 4];
+    stream.read_exact(&mut length)?;
+    let mut body = vec![0; u32::from_be_bytes(length) as usize - 4];
+    stream.read_exact(&mut body)?;
+    Ok(body)
+}
+
+fn pass_on(client: TcpStream, server: TcpStream) {
+    let copy = |mut from: TcpStream, mut to: TcpStream| {
+        thread::spawn(move || {
+            let _ = io::copy(&mut from, &mut to);
+            let _ = to.shutdown(std::net::Shutdown::Write);
+        })
+    };
+    copy(client.try_clone().unwrap(), server.try_clone().unwrap());
+    copy(server, client);
+}
