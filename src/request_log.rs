@@ -32,6 +32,17 @@ impl Phases {
     }
 }
 
+/// How a request was answered, and what its line says of it.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The page, or what went wrong; no page for a preflight.
+    pub answer: Result<Option<MediaUsage>, Error>,
+    /// What was asked for, if that could be read.
+    pub query: Option<MediaUsageQuery>,
+    /// Who was asked.
+    pub phases: Phases,
+}
+
 /// A request and how it ended.
 #[derive(Debug)]
 pub struct RequestLog<'a> {
@@ -43,14 +54,10 @@ pub struct RequestLog<'a> {
     pub method: &'a Method,
     /// The HTTP status code of the answer.
     pub status: u16,
-    /// The page, or what went wrong; `None` for a preflight.
-    pub answer: Option<&'a Result<MediaUsage, Error>>,
-    /// What was asked for, if that could be read.
-    pub query: Option<&'a MediaUsageQuery>,
     /// The length of the answer's body, in bytes.
     pub bytes: usize,
-    /// Who was asked.
-    pub phases: &'a Phases,
+    /// How it was answered.
+    pub outcome: &'a Outcome,
     /// How long it took in all.
     pub total: Duration,
     /// Whether it is the first of its execution environment.
@@ -76,11 +83,7 @@ impl RequestLog<'_> {
     }
 
     fn error(&self) -> Option<&Error> {
-        self.answer?.as_ref().err()
-    }
-
-    fn page(&self) -> Option<&MediaUsage> {
-        self.answer?.as_ref().ok()
+        self.outcome.answer.as_ref().err()
     }
 
     fn is_replica_behind(&self) -> bool {
@@ -104,7 +107,9 @@ impl RequestLog<'_> {
             (Some(_), _) => "the request failed",
         };
         // A caller who was refused leaves no parameters.
-        let query = self.query.filter(|_| self.page().is_some() || self.level() != Level::INFO);
+        let Outcome { answer, query, phases } = self.outcome;
+        let page = answer.as_ref().ok().and_then(Option::as_ref);
+        let query = query.as_ref().filter(|_| page.is_some() || self.level() != Level::INFO);
         let timestamp = DateTime::from_millis(self.unix_ms).fmt(DateTimeFormat::DateTime);
         let mut line = json!({
             // Lambda believes the level only of a line that also has a valid time (AWS Lambda
@@ -123,15 +128,15 @@ impl RequestLog<'_> {
             "limit": query.map(|query| query.limit),
             "from": query.map(|query| query.from),
             "filters": query.map(filters),
-            "shape": self.page().map(|page| page.shape),
-            "rows": self.page().map(|page| page.rows),
+            "shape": page.map(|page| page.shape),
+            "rows": page.map(|page| page.rows),
             "bytes": self.bytes,
-            "mas_ms": self.phases.mas.map(ms),
-            "database_ms": self.phases.database.map(ms),
-            "homeserver_ms": self.phases.homeserver.map(ms),
+            "mas_ms": phases.mas.map(ms),
+            "database_ms": phases.database.map(ms),
+            "homeserver_ms": phases.homeserver.map(ms),
             "total_ms": ms(self.total),
             "cold_start": self.cold_start,
-            "retries": self.phases.retries,
+            "retries": phases.retries,
         });
         if let Some(function_name) = function_name {
             self.add_metrics(&mut line, function_name);
@@ -150,12 +155,12 @@ impl RequestLog<'_> {
             line[name] = value.into();
         };
         metric("TotalTime", "Milliseconds", ms(self.total));
-        if let Some(database) = self.phases.database {
+        if let Some(database) = self.outcome.phases.database {
             metric("DatabaseTime", "Milliseconds", ms(database));
         }
         for (name, count) in [
             ("ColdStarts", self.cold_start.into()),
-            ("Retries", self.phases.retries),
+            ("Retries", self.outcome.phases.retries),
             ("DatabaseUnavailable", is_unavailable.into()),
             ("ReplicaBehind", self.is_replica_behind().into()),
             ("ServerErrors", is_server_error.into()),

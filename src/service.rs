@@ -21,7 +21,7 @@ use crate::{
     page::Budget,
     postgres::{Connection, Connector},
     query::{Args, MediaUsageQuery},
-    request_log::{Phases, RequestLog},
+    request_log::{Outcome, Phases, RequestLog},
 };
 
 /// The endpoint's path, as Synapse has it.
@@ -41,15 +41,6 @@ pub struct Service {
 struct Backends {
     connector: Connector,
     authenticator: Authenticator,
-}
-
-/// How a request was answered, and what its line in the log says of it.
-#[derive(Debug)]
-struct Outcome {
-    answer: Result<MediaUsage, Error>,
-    /// What was asked for, if that could be read.
-    query: Option<MediaUsageQuery>,
-    phases: Phases,
 }
 
 impl Service {
@@ -100,7 +91,7 @@ impl Service {
         }
         let request = event.into_request();
         let mut outcome = self.outcome(&request, kind.budget(), &invocation).await;
-        let mut response = response(&request, outcome.as_mut());
+        let mut response = response(&request, &mut outcome);
         if let Ok(request_id) = HeaderValue::from_str(request_id) {
             response.headers_mut().insert("synapse-trace-id", request_id);
         }
@@ -109,10 +100,8 @@ impl Service {
             kind,
             method: request.method(),
             status: response.status().as_u16(),
-            answer: outcome.as_ref().map(|outcome| &outcome.answer),
-            query: outcome.as_ref().and_then(|outcome| outcome.query.as_ref()),
             bytes: response.body().len(),
-            phases: outcome.as_ref().map_or(&Phases::default(), |outcome| &outcome.phases),
+            outcome: &outcome,
             total: start.elapsed(),
             cold_start: !self.is_warm.swap(true, Ordering::Relaxed),
             unix_ms: invocation.unix_ms,
@@ -128,41 +117,32 @@ impl Service {
         budget: Budget,
         invocation: Invocation,
     ) -> Response<Body> {
-        let mut outcome = self.outcome(request, budget, &invocation).await;
-        response(request, outcome.as_mut())
+        response(request, &mut self.outcome(request, budget, &invocation).await)
     }
 
-    /// The page that a request asks for, or what went wrong; `None` for a preflight.
-    async fn outcome(
-        &self,
-        request: &Request,
-        budget: Budget,
-        invocation: &Invocation,
-    ) -> Option<Outcome> {
-        // Before everything else, as in Synapse: browsers ask without a token, on any path.
-        if request.method() == Method::OPTIONS {
-            return None;
-        }
+    async fn outcome(&self, request: &Request, budget: Budget, invocation: &Invocation) -> Outcome {
         let args = Args::parse(request.extensions().get::<RawQuery>().map_or("", |query| &query.0));
         let query = MediaUsageQuery::parse(&args);
         let mut phases = Phases::default();
         let answer = async {
-            let backends = self.route(request)?;
+            let Some(backends) = self.route(request)? else { return Ok(None) };
             let token = AccessToken::from_request(request.headers(), &args)?;
-            backends.ask(token, &query, budget, invocation, &mut phases).await
+            backends.ask(token, &query, budget, invocation, &mut phases).await.map(Some)
         };
-        let answer = answer.await;
-        Some(Outcome { answer, query: query.ok(), phases })
+        Outcome { answer: answer.await, query: query.ok(), phases }
     }
 
-    fn route(&self, request: &Request) -> Result<&Backends, Error> {
-        if request.raw_http_path() != PATH {
-            return Err(Error::NoSuchEndpoint);
+    /// Whom to ask; nobody for a preflight.
+    fn route(&self, request: &Request) -> Result<Option<&Backends>, Error> {
+        match (request.method(), request.raw_http_path()) {
+            // Before everything else, as in Synapse: browsers ask without a token, on any path.
+            (&Method::OPTIONS, _) => Ok(None),
+            (&Method::GET | &Method::HEAD, PATH) => {
+                self.backends.as_ref().map(Some).ok_or(Error::Misconfigured)
+            }
+            (_, PATH) => Err(Error::MethodNotAllowed),
+            _ => Err(Error::NoSuchEndpoint),
         }
-        if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            return Err(Error::MethodNotAllowed);
-        }
-        self.backends.as_ref().ok_or(Error::Misconfigured)
     }
 }
 
@@ -220,36 +200,25 @@ async fn timed<T>(future: impl Future<Output = T>) -> (T, Duration) {
 }
 
 /// The response to a request, with the page's body taken out of the outcome.
-fn response(request: &Request, outcome: Option<&mut Outcome>) -> Response<Body> {
-    let Some(Outcome { answer, .. }) = outcome else {
-        return with_cors(Response::new(Body::Empty), StatusCode::NO_CONTENT);
+fn response(request: &Request, outcome: &mut Outcome) -> Response<Body> {
+    let (status, body) = match &mut outcome.answer {
+        Ok(Some(page)) => (StatusCode::OK, take(&mut page.body)),
+        Ok(None) => return with_cors(Response::new(Body::Empty), StatusCode::NO_CONTENT),
+        Err(error) => (
+            StatusCode::from_u16(error.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
+            error.body(),
+        ),
     };
-    let mut response = match answer {
-        Ok(page) => json_response(StatusCode::OK, take(&mut page.body)),
-        Err(error) => error_response(error),
-    };
-    if request.method() == Method::HEAD {
-        *response.body_mut() = Body::Empty;
-    }
-    response
-}
-
-fn error_response(error: &Error) -> Response<Body> {
-    let status = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let mut response = json_response(status, error.body());
-    if let Some(seconds) = error.retry_after() {
-        response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
-    }
-    response
-}
-
-fn json_response(status: StatusCode, body: String) -> Response<Body> {
-    let mut response = with_cors(Response::new(Body::Text(body)), status);
+    let body = if request.method() == Method::HEAD { Body::Empty } else { Body::Text(body) };
+    let mut response = with_cors(Response::new(body), status);
     for (name, value) in [
         (header::CONTENT_TYPE, "application/json"),
         (header::CACHE_CONTROL, "no-cache, no-store, must-revalidate"),
     ] {
         response.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
+    if let Some(seconds) = outcome.answer.as_ref().err().and_then(Error::retry_after) {
+        response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
     }
     response
 }
