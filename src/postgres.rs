@@ -60,9 +60,6 @@ const CLOSE_TIMEOUT: Duration = Duration::from_millis(300);
 /// because `SET LOCAL` comes too late for it.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 
-/// Cancels a statement; one parameter, the process id of its backend.
-const CANCEL: &str = "SELECT pg_cancel_backend($1)";
-
 /// Opens the connection and keeps it between invocations.
 ///
 /// An execution environment answers one request at a time, so that one connection is enough and
@@ -359,7 +356,7 @@ impl Connector {
         let cancel = async {
             let mut other = self.connect(invocation.unix_ms, Instant::now() + time_limit).await?;
             let cancel = async |other: &mut Connection| {
-                let cancel = sqlx::query(CANCEL).bind(connection.pid);
+                let cancel = sqlx::query(&other.statements.cancel).bind(connection.pid);
                 other.row("cancelling a statement", cancel).await
             };
             other.transact(&cancel).await?;

@@ -1,58 +1,90 @@
-//! shim
-use crate::query::{Direction, MediaUsageQuery, OrderBy};
+//! The closed list of every SQL text that this program can send, and which one answers a query.
+//!
+//! A text is a file in `sql/`, which psql runs as it stands. Values are only ever bound, the order
+//! too. Through a pooler `postgres.rs` adds its own words for transactions and settings.
+
 use serde::Serialize;
-/// All.
+
+use crate::query::{Direction, MediaUsageQuery, OrderBy};
+
+/// The texts, for the schema that has Synapse's tables. Each file's header has its parameters and
+/// columns.
 #[derive(Debug)]
 pub struct Statements {
-    /// x
+    /// The session's first question, together with the next one or behind a `BEGIN`; no parameter.
     pub session: String,
-    /// x
+    /// Has the server notice that nobody waits for a statement any more; no parameter.
     pub check_client: String,
-    /// x
+    /// The user of an access token; one parameter, the token.
     pub access_token: String,
-    /// x
+    /// The same user by name; one parameter, the user id.
     pub user: String,
-    /// x
+    /// When a user's account expires; one parameter, the user id.
     pub account_validity: String,
-    /// x
+    /// Whether there are a user and a device; two parameters, the user id and the device id or null.
     pub device: String,
-    /// x
+    /// What the role or the database lacks; one parameter, the server's message.
     pub missing_grants: String,
-    pages: [String; 4],
+    /// Cancels a statement; one parameter, the process id of its backend.
+    pub cancel: String,
+    /// [`Shape::OnePass`], as [`Statements::page`] returns it.
+    pub one_pass: String,
+    /// [`Shape::Counts`], likewise.
+    pub counts: String,
+    /// [`Shape::Walk`], likewise.
+    pub walk: String,
+    /// [`Shape::Search`], likewise.
+    pub search: String,
 }
+
 impl Statements {
-    /// x
+    /// The texts for a schema. The files say `public.`, and nothing but that is ever replaced.
     #[must_use]
     pub fn in_schema(schema: &str) -> Self {
-        let t = |t: &str| {
-            if schema == "public" {
-                t.to_owned()
-            } else {
-                t.replace("public.", &format!("\"{schema}\"."))
-            }
-        };
+        let quoted = format!("\"{schema}\".");
+        let prefix = if schema == "public" { "public." } else { &quoted };
+        let text = |file| statement(file).replace("public.", prefix);
         Self {
-            session: t(include_str!("sql/session.sql")),
-            check_client: t(include_str!("sql/check_client.sql")),
-            access_token: t(include_str!("sql/access_token.sql")),
-            user: t(include_str!("sql/user.sql")),
-            account_validity: t(include_str!("sql/account_validity.sql")),
-            device: t(include_str!("sql/device.sql")),
-            missing_grants: t(include_str!("sql/missing_grants.sql")),
-            pages: [
-                t(include_str!("sql/one_pass.sql")),
-                t(include_str!("sql/counts.sql")),
-                t(include_str!("sql/walk.sql")),
-                t(include_str!("sql/search.sql")),
-            ],
+            session: text(include_str!("sql/session.sql")),
+            check_client: text(include_str!("sql/check_client.sql")),
+            access_token: text(include_str!("sql/access_token.sql")),
+            user: text(include_str!("sql/user.sql")),
+            account_validity: text(include_str!("sql/account_validity.sql")),
+            device: text(include_str!("sql/device.sql")),
+            missing_grants: text(include_str!("sql/missing_grants.sql")),
+            cancel: text(include_str!("sql/cancel.sql")),
+            one_pass: text(include_str!("sql/one_pass.sql")),
+            counts: text(include_str!("sql/counts.sql")),
+            walk: text(include_str!("sql/walk.sql")),
+            search: text(include_str!("sql/search.sql")),
         }
     }
-    /// x
+
+    /// The statement that answers a [`MediaUsageQuery`] with the page and the total.
+    ///
+    /// Its parameters are limit, offset, [`TimeWindow::after`](crate::query::TimeWindow::after),
+    /// [`TimeWindow::until`](crate::query::TimeWindow::until), the search term, [`OrderBy::as_str`]
+    /// and whether the direction is backwards. Its columns are `total`, `on_page` (null if the page
+    /// is empty), `user_id`, `displayname`, `media_count` and `media_length`.
     #[must_use]
     pub fn page(&self, shape: Shape) -> &str {
-        &self.pages[shape as usize]
+        match shape {
+            Shape::OnePass => &self.one_pass,
+            Shape::Counts => &self.counts,
+            Shape::Walk => &self.walk,
+            Shape::Search => &self.search,
+        }
     }
 }
+
+/// What is sent of a file: the statement, without the `PREPARE` before it, because the client says
+/// the types itself, and without the semicolon that psql wants.
+fn statement(file: &str) -> &str {
+    let prepared = file.split_once("\nPREPARE ").and_then(|(_, prepare)| prepare.split_once('\n'));
+    let statement = prepared.map_or(file, |(_, statement)| statement);
+    statement.trim_end().trim_end_matches(';')
+}
+
 /// A way to find the answer: a file in `sql/`, whose header says what it is good for. The numbers
 /// are in `sql/README.md`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -73,32 +105,28 @@ impl Shape {
     /// Admin UIs ask for 1000 at most.
     const SMALL_PAGE: i64 = 1000;
 
-    /// The rule. `one_pass` is what `sql/session.sql` says. It depends on nothing that differs between the
-    /// pages of one walk; and as every shape gives the same answer, pages would fit together even
-    /// if it did.
+    /// The rule. `one_pass` is what [`Statements::session`] answers. It depends on nothing that
+    /// differs between the pages of one walk; and as every shape gives the same answer, pages would
+    /// fit together even if it did.
     #[must_use]
     pub fn for_query(query: &MediaUsageQuery, one_pass: bool) -> Self {
-        if one_pass {
-            return Self::OnePass;
-        }
+        let small_page = query.limit <= Self::SMALL_PAGE;
         let bounded = query.window.is_bounded();
         let searches = query.search_term.is_some();
-        // Whether the page's users can be known, and be few, before anything is summed up. Counts
-        // are in the index, lengths are not; and the users with the most files have nearly all of
-        // the lengths there are to add up.
-        let page_first = query.limit <= Self::SMALL_PAGE
-            && match (query.order_by, query.dir) {
-                (OrderBy::UserId | OrderBy::Displayname, _) => true,
-                (OrderBy::MediaCount, Direction::Forwards) => bounded || !searches,
-                (OrderBy::MediaCount, Direction::Backwards) | (OrderBy::MediaLength, _) => false,
-            };
-        match (page_first, query.order_by) {
+        match (query.order_by, query.dir) {
+            _ if one_pass => Self::OnePass,
+            // The page's users can be known before anything is summed up.
+            (OrderBy::UserId | OrderBy::Displayname, _) if small_page && !bounded => Self::Walk,
             // In a time window even the list of users is a matter of all entries of the index.
-            (true, OrderBy::UserId | OrderBy::Displayname) if !bounded => Self::Walk,
-            (true, _) => Self::Counts,
+            (OrderBy::UserId | OrderBy::Displayname, _) if small_page => Self::Counts,
+            // Counts are in the index, lengths are not. Backwards, the page's users have nearly all
+            // of the lengths there are to add up.
+            (OrderBy::MediaCount, Direction::Forwards) if small_page && (bounded || !searches) => {
+                Self::Counts
+            }
             // A term can be selective, and then only those who match need to be summed up.
-            (false, _) if searches && !bounded => Self::Search,
-            (false, _) => Self::OnePass,
+            _ if searches && !bounded => Self::Search,
+            _ => Self::OnePass,
         }
     }
 }
