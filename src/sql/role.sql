@@ -1,28 +1,62 @@
 -- The role that the function logs in as, with the least that suffices. Run it in Synapse's database
--- on the primary, as a role that may create roles; the replica gets it from there. Running it again
--- leaves the role with exactly the rights below.
+-- on the primary, as a role that may create roles; the replica gets it from there. It is safe to
+-- repeat.
 --
 --   psql -d synapse -f src/sql/role.sql
 --
--- It has no way to log in yet. Either give it a password with \password media_usage, and keep that in
--- Secrets Manager; or, for DATABASE_IAM_AUTH on RDS and Aurora: GRANT rds_iam TO media_usage;
+-- If Synapse's tables are in another schema (DATABASE_SCHEMA), put its quoted name in place of the
+-- word public, wherever it stands:
+--
+--   sed 's/public/"matrix"/g' src/sql/role.sql | psql -d synapse
+--
+-- The role has no way to log in yet. Either give it a password with \password media_usage, and keep
+-- that in Secrets Manager; or, for DATABASE_IAM_AUTH on RDS and Aurora: GRANT rds_iam TO media_usage;
 BEGIN;
 
--- A name that is there already may be the homeserver's own role, and read-only that one would stop
--- the homeserver; or another's, and stop that. So a role that is there already may own nothing, be in
--- no other role, and do no more than read.
-DO $$ BEGIN
-    IF EXISTS (
-        SELECT FROM pg_roles AS role
-        WHERE rolname = 'media_usage' AND (
-            rolsuper OR rolcreaterole
-            OR EXISTS (SELECT FROM pg_shdepend WHERE refclassid = 'pg_authid'::regclass AND refobjid = role.oid AND deptype = 'o')
-            OR EXISTS (SELECT FROM pg_auth_members WHERE member = role.oid AND roleid IS DISTINCT FROM to_regrole('rds_iam'))
-            OR EXISTS (SELECT FROM pg_class, aclexplode(relacl) WHERE grantee = role.oid AND privilege_type <> 'SELECT')
-            OR EXISTS (SELECT FROM pg_attribute, aclexplode(attacl) WHERE grantee = role.oid AND privilege_type <> 'SELECT')
-        )
-    ) THEN
-        RAISE EXCEPTION 'media_usage is not a role for the function: it owns something, is in another role, or may do more than read. Take a new one. Nothing has been changed.';
+-- Whoever may create objects in a schema of your search path could else put an operator or a table of
+-- their own under one of these names, and you would run it.
+SET LOCAL search_path = pg_catalog, pg_temp;
+
+-- A role of this name may be the homeserver's own, and read-only it would stop the homeserver; or
+-- another program's, and stop that. So a role that is there already must have no more than this file
+-- gives: it owns nothing, is in no other role, and has no right but to read tables of this database.
+DO $$ DECLARE
+    excess text;
+BEGIN
+    WITH role AS (
+        SELECT * FROM pg_roles WHERE rolname = 'media_usage'
+    ), acl (classid, objid, objsubid, entries, reads) AS (
+        SELECT 'pg_class'::regclass::oid, oid, 0, relacl, 'SELECT' FROM pg_class WHERE relkind <> 'S'
+        UNION ALL SELECT 'pg_class'::regclass, attrelid, attnum, attacl, 'SELECT' FROM pg_attribute
+        UNION ALL SELECT 'pg_namespace'::regclass, oid, 0, nspacl, 'USAGE' FROM pg_namespace WHERE oid = 'public'::regnamespace
+        UNION ALL SELECT 'pg_database'::regclass, oid, 0, datacl, 'CONNECT' FROM pg_database WHERE datname = current_database()
+    ), reading AS (
+        SELECT classid, objid, objsubid FROM role, acl, aclexplode(entries)
+        WHERE grantee = role.oid
+        GROUP BY classid, objid, objsubid
+        HAVING bool_and(privilege_type = reads AND NOT is_grantable)
+    ), too_much (what) AS (
+        SELECT attribute
+        FROM role, LATERAL (VALUES ('SUPERUSER', rolsuper), ('CREATEROLE', rolcreaterole), ('CREATEDB', rolcreatedb),
+            ('REPLICATION', rolreplication), ('BYPASSRLS', rolbypassrls)) AS attributes (attribute, is_set)
+        WHERE is_set
+        UNION ALL
+        SELECT 'membership in ' || roleid::regrole
+        FROM role JOIN pg_auth_members ON member = role.oid
+        WHERE roleid IS DISTINCT FROM to_regrole('rds_iam') OR admin_option
+        UNION ALL
+        -- Whatever a role owns or has a right to, of any kind and in any database, is recorded there.
+        SELECT CASE deptype WHEN 'o' THEN 'ownership of ' ELSE 'rights on ' END
+            || CASE WHEN dbid IN (0, here.oid) THEN pg_describe_object(classid, objid, objsubid)
+                    ELSE 'something in database ' || (SELECT datname FROM pg_database WHERE oid = dbid) END
+        FROM role JOIN pg_shdepend ON refclassid = 'pg_authid'::regclass AND refobjid = role.oid
+            JOIN pg_database AS here ON here.datname = current_database()
+        WHERE NOT (deptype = 'a' AND dbid IN (0, here.oid) AND (classid, objid, objsubid) IN (SELECT * FROM reading))
+    )
+    SELECT string_agg(what, ', ') INTO excess FROM (SELECT what FROM too_much LIMIT 5) AS first;
+
+    IF excess IS NOT NULL THEN
+        RAISE EXCEPTION 'media_usage is not a role for the function: it has %. Take a new one. Nothing has been changed.', excess;
     ELSIF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'media_usage') THEN
         CREATE ROLE media_usage;
     END IF;
@@ -34,20 +68,20 @@ ALTER ROLE media_usage LOGIN;
 ALTER ROLE media_usage SET default_transaction_read_only = on;
 ALTER ROLE media_usage SET statement_timeout = '20s';
 
--- Whatever it was granted before, by this file or by somebody else.
-REVOKE ALL ON users, access_tokens, devices, profiles, account_validity, local_media_repository FROM media_usage;
+-- What an earlier run, or somebody else, granted on these tables.
+REVOKE ALL ON public.users, public.access_tokens, public.devices, public.profiles, public.account_validity, public.local_media_repository FROM media_usage;
 
 -- Everybody has it unless it was taken away.
 GRANT USAGE ON SCHEMA public TO media_usage;
 
-GRANT SELECT (name, admin, is_guest, locked) ON users TO media_usage;
-GRANT SELECT (token, user_id, puppets_user_id, valid_until_ms) ON access_tokens TO media_usage;
-GRANT SELECT (full_user_id, displayname) ON profiles TO media_usage;
-GRANT SELECT (user_id, media_length, created_ts) ON local_media_repository TO media_usage;
+GRANT SELECT (name, admin, is_guest, locked) ON public.users TO media_usage;
+GRANT SELECT (token, user_id, puppets_user_id, valid_until_ms) ON public.access_tokens TO media_usage;
+GRANT SELECT (full_user_id, displayname) ON public.profiles TO media_usage;
+GRANT SELECT (user_id, media_length, created_ts) ON public.local_media_repository TO media_usage;
 
 -- Only with MAS_ENDPOINT, and again whenever this file has been run:
--- GRANT SELECT (user_id, device_id, hidden) ON devices TO media_usage;
+-- GRANT SELECT (user_id, device_id, hidden) ON public.devices TO media_usage;
 -- Only with ACCOUNT_VALIDITY, likewise:
--- GRANT SELECT (user_id, expiration_ts_ms) ON account_validity TO media_usage;
+-- GRANT SELECT (user_id, expiration_ts_ms) ON public.account_validity TO media_usage;
 
 COMMIT;

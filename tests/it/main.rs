@@ -6,6 +6,7 @@ mod clients;
 mod configuration;
 mod conformance;
 mod credentials;
+mod database_log;
 mod demo;
 mod events;
 mod failing;

@@ -28,6 +28,7 @@ fn anchor(heading: &str) -> String {
 fn every_link_leads_somewhere() {
     for file in [
         "README.md",
+        "docs/database.md",
         "src/sql/README.md",
         "tests/bench/README.md",
         "tests/conformance/README.md",
@@ -142,7 +143,8 @@ fn the_role_is_made_and_removed_as_written() {
     ));
     sql("SET ROLE synapse;\n\\i tests/schema/synapse-94.sql");
 
-    let role = section(&readme, "## The database role", "## ");
+    let database = read("docs/database.md");
+    let role = section(&database, "## The role", "## ");
     let command = role.lines().find(|line| line.starts_with("psql ")).unwrap();
     shell(command);
     shell(command);
@@ -212,7 +214,7 @@ fn the_pinned_tools_come_into_this_shell() {
 
 /// What runs the commands of README that start so: a test, the Makefile or the bench.
 /// The targets of `make`, and what needs AWS, are not listed.
-const RUN: [(&str, &str); 18] = [
+const RUN: [(&str, &str); 19] = [
     ("sam build", "Makefile"),
     ("curl -si ", "curl_shows_who_answers"),
     ("synadm raw ", "synadm_prints_a_page_and_an_error"),
@@ -221,6 +223,10 @@ const RUN: [(&str, &str); 18] = [
     ("\\password media_usage", "test_the_role_can_do_what_role_sql_grants_and_no_more"),
     ("GRANT SELECT ", "the_role_is_made_and_removed_as_written"),
     ("REVOKE SELECT ", "the_role_is_made_and_removed_as_written"),
+    (
+        "ALTER ROLE media_usage SET auto_explain.log_min_duration = -1",
+        "only_the_settings_that_are_warned_of_log_the_token_and_the_term",
+    ),
     ("UPDATE users ", "the_role_is_made_and_removed_as_written"),
     ("psql -c 'select 1'", "tests/bench/function.rs"),
     (
@@ -254,11 +260,12 @@ const TARGETS: [(&str, &str, &str); 9] = [
 ];
 
 /// What looks like a command and is none.
-const NO_COMMANDS: [&str; 2] = ["GET /", "SET LOCAL"];
+const NO_COMMANDS: [&str; 4] = ["GET /", "SET LOCAL", "SET search_path", "log_"];
 
 #[test]
 fn every_command_is_run_or_says_what_it_needs() {
-    let (readme, makefile) = (read("README.md"), read("Makefile"));
+    let readme = ["README.md", "docs/database.md"].map(read).join("\n");
+    let makefile = read("Makefile");
     let mut neither = Vec::new();
     for section in readme.split("\n## ") {
         let mut before = "";
@@ -295,7 +302,7 @@ fn every_command_is_run_or_says_what_it_needs() {
     }
     assert_eq!(neither, [""; 0]);
 
-    let tests = ["clients.rs", "demo.rs", "plans.rs", "readme.rs"]
+    let tests = ["clients.rs", "database_log.rs", "demo.rs", "plans.rs", "readme.rs"]
         .map(|file| read(&format!("tests/it/{file}")));
     let checks = ["template", "release"].map(|folder| read(&format!("tests/{folder}/check")));
     let tests = [tests.concat(), checks.concat()].concat();

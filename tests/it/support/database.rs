@@ -100,7 +100,17 @@ impl Database {
         let database = Self { name, cluster };
         database.run(&read(&format!("tests/schema/{schema}.sql"))).await;
         let _alone = ROLE.lock().await;
-        database.run(&read("src/sql/role.sql")).await;
+        // Refused for a role with rights in another database, as this one has of all tests.
+        let role = read("src/sql/role.sql");
+        let (_, grants) = role.split_once("END $$;").unwrap();
+        let mut superuser = database.superuser().await;
+        let is_there = sqlx::query("SELECT FROM pg_roles WHERE rolname = 'media_usage'")
+            .fetch_optional(&mut superuser)
+            .await
+            .unwrap()
+            .is_some();
+        superuser.close().await.unwrap();
+        database.run(&if is_there { format!("BEGIN;{grants}") } else { role.clone() }).await;
         database.run("ALTER ROLE media_usage PASSWORD 'p@ss/word'").await;
         database
     }
