@@ -83,7 +83,6 @@ impl AccessToken {
     }
 
     /// The token, to be looked up and for nothing else.
-    #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -160,7 +159,6 @@ impl Authenticator {
     }
 
     /// Whether [`Authenticator::claim`] asks MAS.
-    #[must_use]
     pub fn asks_mas(&self) -> bool {
         matches!(self.backend, Backend::Mas(_))
     }
@@ -188,7 +186,7 @@ impl Authenticator {
             Backend::Mas(mas) => {
                 let introspection = mas.introspect(&token, at.unix_ms);
                 let in_time = tokio::time::timeout(at.time_limit(), introspection).await;
-                let late = |_| Err(Error::IntrospectionFailed { cause: TOO_LATE.to_owned() });
+                let late = |_| Err(Error::IntrospectionFailed(TOO_LATE.to_owned()));
                 Some(in_time.unwrap_or_else(late)?)
             }
         };
@@ -218,7 +216,7 @@ impl Authenticator {
             }
             // `claim` introspects. If it had not, that would be no fault of the token.
             (Backend::Mas(_), None) => {
-                Err(Error::IntrospectionFailed { cause: "nobody has asked MAS".to_owned() })
+                Err(Error::IntrospectionFailed("nobody has asked MAS".to_owned()))
             }
         }
     }
@@ -232,7 +230,7 @@ impl Authenticator {
     pub async fn vouch(&self, claim: Claim, at: &Invocation) -> Result<Claim, Error> {
         let Some(homeserver) = &self.homeserver else { return Err(Error::UnknownToken) };
         let whoami = homeserver.whoami(&claim.token, at.unix_ms);
-        let late = |_| Err(Error::HomeserverUnavailable { cause: TOO_LATE.to_owned() });
+        let late = |_| Err(Error::HomeserverUnavailable(TOO_LATE.to_owned()));
         let owner = tokio::time::timeout(at.time_limit(), whoami).await.unwrap_or_else(late)?;
         if owner.is_guest {
             return Err(Error::GuestAccessForbidden);

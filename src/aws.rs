@@ -65,7 +65,6 @@ impl Stage {
 
 impl Aws {
     /// AWS in a region. Nothing is loaded until something is asked for.
-    #[must_use]
     pub fn new(region: String) -> Self {
         Self { region, config: OnceCell::new() }
     }

@@ -154,7 +154,6 @@ pub struct Hidden(String);
 
 impl Hidden {
     /// The text itself.
-    #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -362,7 +361,6 @@ impl Database {
     }
 
     /// Where to connect and as whom by the URL alone.
-    #[must_use]
     pub fn url(&self) -> &PgConnectOptions {
         &self.url.options
     }

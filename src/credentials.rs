@@ -34,7 +34,6 @@ pub enum Credentials {
 
 impl Credentials {
     /// The credentials that the configuration asks for. Nothing is read yet.
-    #[must_use]
     pub fn new(login: &Login) -> Self {
         match login {
             Login::Url => Self::Url,
@@ -72,7 +71,6 @@ impl Credentials {
     }
 
     /// What was last connected with, if it is a secret.
-    #[must_use]
     pub fn latest(&self) -> Option<Access> {
         match self {
             Self::Secret { latest, .. } => lock(latest).clone().map(Access::from),

@@ -12,7 +12,7 @@ use serde_json::json;
 /// A fault of this function, of the replica or of the network is never 401 or 403: admin UIs
 /// answer those by deleting the admin's token.
 ///
-/// Failures carry a `cause` for the log; it never reaches the caller.
+/// The text of a failure is for the log; it never reaches the caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Error {
     /// The path is not the endpoint's.
@@ -60,10 +60,7 @@ pub enum Error {
     /// MAS names a device of less than 1 or more than 255 characters.
     InvalidDeviceId,
     /// MAS could not be asked, or gave no answer that can be understood.
-    IntrospectionFailed {
-        /// For the log.
-        cause: String,
-    },
+    IntrospectionFailed(String),
 
     /// The homeserver refuses a token that the replica does not know.
     HomeserverRefused {
@@ -77,10 +74,7 @@ pub enum Error {
         soft_logout: Option<bool>,
     },
     /// The homeserver could not be asked, or gave no answer that can be understood.
-    HomeserverUnavailable {
-        /// For the log.
-        cause: String,
-    },
+    HomeserverUnavailable(String),
     /// More unknown tokens came than the homeserver may be asked about.
     TooManyUnknownTokens,
     /// The homeserver vouches for a token, and the replica contradicts it. The text says what the
@@ -110,25 +104,14 @@ pub enum Error {
     /// The function's own configuration is wrong.
     Misconfigured,
     /// No connection to the database could be had, or it broke.
-    DatabaseUnavailable {
-        /// For the log.
-        cause: String,
-    },
+    DatabaseUnavailable(String),
     /// The database cancelled the statement because it took longer than it may.
-    StatementTimeout {
-        /// For the log.
-        cause: String,
-    },
+    StatementTimeout(String),
     /// The database refused the statement or answered something unexpected.
-    DatabaseFailed {
-        /// For the log.
-        cause: String,
-    },
-    /// A single user's row is larger than any answer may be.
-    UserTooLarge {
-        /// The row's position in the order, counted from 0.
-        position: i64,
-    },
+    DatabaseFailed(String),
+    /// A single user's row, at this position in the order counted from 0, is larger than any answer
+    /// may be.
+    UserTooLarge(i64),
 }
 
 /// How an error is answered: a line of the table in [`Error::answer`].
@@ -186,25 +169,22 @@ impl Error {
             Self::DatabaseUnavailable { .. } => (503, "M_UNKNOWN", None, "The media statistics function cannot reach its database; try again in a moment".into()),
             Self::StatementTimeout { .. } => (504, "M_UNKNOWN", None, "The media statistics took too long; narrow them with from_ts, until_ts or search_term".into()),
             Self::DatabaseFailed { .. } => (500, "M_UNKNOWN", None, "The media statistics function got an error from its database; its log names the cause".into()),
-            Self::UserTooLarge { position } => (500, "M_UNKNOWN", None, format!("The user at from={position} does not fit into an answer").into()),
+            Self::UserTooLarge(position) => (500, "M_UNKNOWN", None, format!("The user at from={position} does not fit into an answer").into()),
         };
         Answer { status, errcode, soft_logout, message }
     }
 
     /// The HTTP status code.
-    #[must_use]
     pub fn status(&self) -> u16 {
         self.answer().status
     }
 
     /// The Matrix `errcode`.
-    #[must_use]
     pub fn errcode(&self) -> &'static str {
         self.answer().errcode
     }
 
     /// After how many seconds to try again, where that helps.
-    #[must_use]
     pub fn retry_after(&self) -> Option<u16> {
         match self.status() {
             429 => Some(1),
@@ -214,7 +194,6 @@ impl Error {
     }
 
     /// The response body (spec: client-server API, "Standard error response" and "Rate limiting").
-    #[must_use]
     pub fn body(&self) -> String {
         let answer = self.answer();
         let mut body = json!({ "errcode": answer.errcode, "error": answer.message });
@@ -229,16 +208,13 @@ impl Error {
 
     /// What the log says beyond the errcode: the cause of a failure, never a value from the
     /// request or the database. `None` for what is the caller's own doing.
-    #[must_use]
     pub fn cause(&self) -> Option<Cow<'_, str>> {
         Some(match self {
-            Self::DatabaseUnavailable { cause }
-            | Self::StatementTimeout { cause }
-            | Self::DatabaseFailed { cause } => cause.into(),
-            Self::IntrospectionFailed { cause } => format!("asking MAS: {cause}").into(),
-            Self::HomeserverUnavailable { cause } => {
-                format!("asking the homeserver: {cause}").into()
-            }
+            Self::DatabaseUnavailable(cause)
+            | Self::StatementTimeout(cause)
+            | Self::DatabaseFailed(cause) => cause.into(),
+            Self::IntrospectionFailed(cause) => format!("asking MAS: {cause}").into(),
+            Self::HomeserverUnavailable(cause) => format!("asking the homeserver: {cause}").into(),
             Self::ReplicaBehind(what) => {
                 format!("the replica is behind the homeserver: {what}").into()
             }
@@ -249,7 +225,7 @@ impl Error {
             Self::Misconfigured => {
                 "see the line \"the configuration is wrong\", logged at start".into()
             }
-            Self::UserTooLarge { position } => {
+            Self::UserTooLarge(position) => {
                 format!("the row at offset {position} exceeds the answer's budget").into()
             }
             _ => return None,
@@ -257,7 +233,6 @@ impl Error {
     }
 
     /// Whether nothing is known of the connection to the database after it.
-    #[must_use]
     pub fn poisons_connection(&self) -> bool {
         matches!(
             self,
@@ -270,7 +245,6 @@ impl Error {
 }
 
 /// An error's text, and those of what is behind it.
-#[must_use]
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -290,12 +264,9 @@ mod tests {
     fn a_cause_says_who_was_asked() {
         let cause = || "it answered with status 401".to_owned();
         for (error, expected) in [
+            (Error::IntrospectionFailed(cause()), "asking MAS: it answered with status 401"),
             (
-                Error::IntrospectionFailed { cause: cause() },
-                "asking MAS: it answered with status 401",
-            ),
-            (
-                Error::HomeserverUnavailable { cause: cause() },
+                Error::HomeserverUnavailable(cause()),
                 "asking the homeserver: it answered with status 401",
             ),
             (Error::UserNotFound, "what MAS says: User not found"),

@@ -77,7 +77,6 @@ pub struct RawQuery(pub String);
 
 impl Event {
     /// Where the event comes from.
-    #[must_use]
     pub fn kind(&self) -> Kind {
         self.kind
     }
@@ -88,7 +87,6 @@ impl Event {
     ///
     /// The fields are those that AWS documents: "payload format version" in the API Gateway
     /// Developer Guide, "Lambda functions as targets" of Elastic Load Balancing.
-    #[must_use]
     pub fn into_request(self) -> Request {
         let text = |field: &Value| field.as_str().unwrap_or_default().to_owned();
         let (method, path) = match self.kind {
@@ -162,7 +160,6 @@ impl Event {
 
 impl Kind {
     /// How large a body this kind can carry.
-    #[must_use]
     pub fn budget(self) -> Budget {
         match self {
             Self::LoadBalancer | Self::LoadBalancerMultiValue => Budget::LOAD_BALANCER,
@@ -171,7 +168,6 @@ impl Kind {
     }
 
     /// A response in the form that this kind reads.
-    #[must_use]
     pub fn answer(self, response: Response<Body>) -> Answer {
         let (parts, body) = response.into_parts();
         let pairs = parts.headers.iter().map(|(name, value)| {

@@ -17,26 +17,22 @@ pub struct Invocation {
 
 impl Invocation {
     /// An invocation that began at the Unix time `unix_ms`, in ms, and has `time_left` from now on.
-    #[must_use]
     pub fn new(unix_ms: i64, time_left: Duration) -> Self {
         Self { unix_ms, ends: Instant::now() + time_left }
     }
 
     /// How long it may still take.
-    #[must_use]
     pub fn time_left(&self) -> Duration {
         self.ends.saturating_duration_since(Instant::now())
     }
 
     /// How long a step of it may take: 1.5 s less than there is, or half of what there is.
-    #[must_use]
     pub fn time_limit(&self) -> Duration {
         without_margin(self.time_left(), MARGIN)
     }
 
     /// How long cleaning up may take, after which only the answer has to be written: 0.25 s less
     /// than there is, or half of what there is.
-    #[must_use]
     pub fn last_time_limit(&self) -> Duration {
         without_margin(self.time_left(), MARGIN / 6)
     }

@@ -39,7 +39,6 @@ impl Budget {
     const SMALLEST_USER: usize = 75;
 
     /// No page holds more users than this, whatever its limit.
-    #[must_use]
     pub fn most_users(self) -> i64 {
         i64::try_from(self.0 / Self::SMALLEST_USER).unwrap_or(i64::MAX)
     }
@@ -61,14 +60,12 @@ pub struct Page {
 
 impl Page {
     /// An empty page that starts behind `from` users of the order.
-    #[must_use]
     pub fn new(from: i64, budget: Budget) -> Self {
         let body = String::from("{\"users\":[");
         Self { from, budget, size: size(&body), body, returned: 0, full: false }
     }
 
     /// How many users it holds.
-    #[must_use]
     pub fn rows(&self) -> i64 {
         self.returned
     }
@@ -84,15 +81,15 @@ impl Page {
         if self.full {
             return Ok(());
         }
-        let json = serde_json::to_string(user).map_err(|error| Error::DatabaseFailed {
-            cause: format!("a row cannot be written as JSON: {error}"),
+        let json = serde_json::to_string(user).map_err(|error| {
+            Error::DatabaseFailed(format!("a row cannot be written as JSON: {error}"))
         })?;
         let comma = usize::from(self.returned > 0);
         let size = self.size + comma + size(&json);
         if size > self.budget.0 - Budget::TAIL {
             self.full = true;
             if self.returned == 0 {
-                return Err(Error::UserTooLarge { position: self.from });
+                return Err(Error::UserTooLarge(self.from));
             }
             return Ok(());
         }
@@ -105,7 +102,6 @@ impl Page {
     /// The response body, given the number of all users that the query finds.
     ///
     /// `next_token` is there exactly when at least one user was returned and more follow (D5).
-    #[must_use]
     pub fn into_body(self, total: i64) -> String {
         let mut body = self.body;
         body.push_str("],\"total\":");
@@ -203,6 +199,6 @@ mod tests {
     #[test]
     fn a_user_larger_than_a_page_is_an_error_and_no_silent_end() {
         let mut page = Page::new(40, Budget(1000));
-        assert_eq!(page.push(&user(&"x".repeat(2000))), Err(Error::UserTooLarge { position: 40 }));
+        assert_eq!(page.push(&user(&"x".repeat(2000))), Err(Error::UserTooLarge(40)));
     }
 }

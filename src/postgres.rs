@@ -2,13 +2,13 @@
 //! [`Connector::ask`] has its whole life.
 
 mod failure;
+mod session;
 
 use std::{
     fmt::Write as _,
     hash::{BuildHasher, Hasher, RandomState},
     panic::AssertUnwindSafe,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    thread,
     time::{Duration, Instant, UNIX_EPOCH},
 };
 
@@ -18,13 +18,13 @@ use sqlx::{
     postgres::{PgArguments, PgConnectOptions, PgRow},
     query::Query,
 };
-use tokio::{
-    runtime::Handle,
-    sync::{Semaphore, oneshot},
-};
+use tokio::sync::Semaphore;
 
 pub use self::failure::failure;
-use self::failure::{SET_POOLER, connecting, is_refused_password};
+use self::{
+    failure::{SET_POOLER, connecting, is_refused_password},
+    session::{MARKER, PANICKED, log_in, settings},
+};
 use crate::{
     config::{Access, Database},
     credentials::Credentials,
@@ -35,9 +35,6 @@ use crate::{
 
 /// How long opening a connection may take: name resolution, secret, TLS and authentication.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// How long a login waits for one before it that was given up.
-const LOGIN_SLOT_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// How long a connection that was idle may take for its first answer, which is a lookup by a unique
 /// key. Longer than that, and the other end is taken for gone: while an execution environment is
@@ -76,7 +73,7 @@ pub struct Connector {
     time_limit: Duration,
     idle: Mutex<Option<Connection>>,
     /// One login at a time: each has a thread of its own, and computing cannot be broken off.
-    login: Arc<Semaphore>,
+    logins: Arc<Semaphore>,
 }
 
 /// What came of asking.
@@ -112,7 +109,6 @@ pub struct Connection {
 
 impl Connector {
     /// A connector that has not connected yet.
-    #[must_use]
     pub fn new(database: Database, statement_timeout: Duration) -> Self {
         let marker = format!("s{:016x}", RandomState::new().build_hasher().finish());
         Self {
@@ -125,7 +121,7 @@ impl Connector {
             // that is not there any more. template.yaml keeps it below the function's own timeout.
             time_limit: statement_timeout + FIRST_ANSWER,
             idle: Mutex::new(None),
-            login: Arc::new(Semaphore::new(1)),
+            logins: Arc::new(Semaphore::new(1)),
             database,
         }
     }
@@ -162,7 +158,7 @@ impl Connector {
                 }
                 let ms = time_limit.as_millis();
                 let cause = format!("no answer from the database within {ms} ms");
-                Err(Error::StatementTimeout { cause })
+                Err(Error::StatementTimeout(cause))
             }
         };
         Asked { answer, time: start.elapsed(), retries }
@@ -194,9 +190,9 @@ impl Connector {
             answer = unwinding(connection.transact(&question)).await;
         }
         match (answer, held) {
-            (Err(Error::DatabaseFailed { cause }), Some(connection)) => {
+            (Err(Error::DatabaseFailed(cause)), Some(connection)) => {
                 let cause = unwinding(connection.explain(&cause)).await.unwrap_or(cause);
-                Err(Error::DatabaseFailed { cause })
+                Err(Error::DatabaseFailed(cause))
             }
             (answer, _) => answer,
         }
@@ -243,7 +239,7 @@ impl Connector {
         let connection = tokio::time::timeout_at(by.into(), unwinding(self.log_in(unix_ms))).await;
         let connection = connection.unwrap_or_else(|_| {
             let cause = format!("connecting to {} took too long", self.address());
-            Err(Error::DatabaseUnavailable { cause })
+            Err(Error::DatabaseUnavailable(cause))
         });
         if connection.is_err() {
             // The next secret may name another place, or a role that can be logged in.
@@ -265,9 +261,9 @@ impl Connector {
     async fn log_in(&self, unix_ms: i64) -> Result<Connection, Error> {
         let now = UNIX_EPOCH + Duration::from_millis(unix_ms.try_into().unwrap_or(0));
         let access = self.credentials.access(self.database.url(), now).await?;
-        let session = match self.log_in_apart(self.options(access)?).await {
+        let session = match log_in(self.options(access)?, &self.logins).await {
             Err(error) if is_refused_password(&error) => match self.credentials.renewed().await? {
-                Some(access) => self.log_in_apart(self.options(access)?).await,
+                Some(access) => log_in(self.options(access)?, &self.logins).await,
                 None => Err(error),
             },
             session => session,
@@ -303,7 +299,7 @@ impl Connector {
     /// Where to connect and as whom, with the settings of the session.
     fn options(&self, access: Access) -> Result<PgConnectOptions, Error> {
         let options =
-            self.database.options(access).map_err(|cause| Error::DatabaseFailed { cause })?;
+            self.database.options(access).map_err(|cause| Error::DatabaseFailed(cause))?;
         let options = options.disable_statement_logging();
         Ok(if self.database.pooler {
             // A pooler takes no settings that it does not know. sqlx needs this one for floats.
@@ -317,31 +313,6 @@ impl Connector {
                 .options([("default_transaction_isolation", "repeatable\\ read")])
                 .options([(MARKER, &self.marker)])
         })
-    }
-
-    /// Logs in on a thread of its own. sqlx computes the proof of a password in one loop whose
-    /// length is the server's choice, and panics on some of what a server can send: neither may
-    /// hold up or end an invocation. When this future is dropped, so is the login, at the latest
-    /// when it has computed.
-    async fn log_in_apart(&self, options: PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
-        let busy = || sqlx::Error::Protocol("an earlier login is still computing".to_owned());
-        let slot = Arc::clone(&self.login).acquire_owned();
-        let slot = tokio::time::timeout(LOGIN_SLOT_TIMEOUT, slot).await.map_err(|_| busy())?;
-        let (mut sender, receiver) = oneshot::channel();
-        let runtime = Handle::current();
-        let login = async move {
-            let login = AssertUnwindSafe(options.connect()).catch_unwind();
-            tokio::select! {
-                session = login => drop(sender.send(session)),
-                () = sender.closed() => (),
-            }
-            drop(slot);
-        };
-        thread::Builder::new().spawn(move || runtime.block_on(login))?;
-        match receiver.await {
-            Ok(Ok(session)) => session,
-            Ok(Err(_)) | Err(_) => Err(sqlx::Error::Protocol(PANICKED.to_owned())),
-        }
     }
 
     /// Cancels the statement under way, on a new connection that is kept in place of this one. A
@@ -455,7 +426,6 @@ impl Connection {
 
     /// Whether a prepared statement is there when it is asked for again. Through a pooler the next
     /// transaction has another session.
-    #[must_use]
     pub fn keeps_statements(&self) -> bool {
         self.begin.is_none()
     }
@@ -469,7 +439,7 @@ impl Connection {
         {
             let cause =
                 format!("the session does not have the settings that were sent; {SET_POOLER}");
-            return Err(Error::DatabaseFailed { cause });
+            return Err(Error::DatabaseFailed(cause));
         }
         self.pid = session.try_get("pid").map_err(column)?;
         self.one_pass = session.try_get("one_pass").map_err(column)?;
@@ -477,42 +447,12 @@ impl Connection {
     }
 }
 
-/// A setting that only this function makes, and that `sql/session.sql` reads.
-const MARKER: &str = "synapse_media_usage.session";
-
-/// The settings of a session, as SQL writes their values: what is searched for names, how long
-/// statements may take, and how they are planned.
-fn settings(statement_timeout: Duration) -> Vec<(&'static str, String)> {
-    vec![
-        // Whoever may create something in another schema could otherwise slip an operator or a
-        // function of their own into a statement. Left out, pg_temp is searched first.
-        ("search_path", "pg_catalog,pg_temp".to_owned()),
-        // A policy would silently hide rows: tokens, or media. This makes it an error.
-        ("row_security", "off".to_owned()),
-        ("statement_timeout", statement_timeout.as_millis().to_string()),
-        // A generic plan does not know how narrow a time window is: from the sixth execution on it
-        // takes up to ten times as long. And only a custom plan leaves out conditions, joins and sort
-        // keys that nothing asks for.
-        ("plan_cache_mode", "force_custom_plan".to_owned()),
-        // Compiling takes longer than it saves.
-        ("jit", "off".to_owned()),
-        // The default is a spinning disk's, and makes the planner shun the index by which most
-        // statements are fast.
-        ("random_page_cost", "1.1".to_owned()),
-        // Users to be summed up and sorted stay in memory; in kB.
-        ("work_mem", "65536".to_owned()),
-    ]
-}
-
-/// What is logged where sqlx panicked.
-const PANICKED: &str = "what the database server sent made the client panic";
-
 /// Takes a panic for a broken connection.
 async fn unwinding<T>(answer: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     AssertUnwindSafe(answer)
         .catch_unwind()
         .await
-        .unwrap_or_else(|_| Err(Error::DatabaseUnavailable { cause: PANICKED.to_owned() }))
+        .unwrap_or_else(|_| Err(Error::DatabaseUnavailable(PANICKED.to_owned())))
 }
 
 /// What an answer of the database is, unless it does not come in time to be taken for alive.
@@ -524,7 +464,7 @@ async fn in_time<T>(
     let Some(answers_by) = answers_by else { return Ok(answer.await) };
     tokio::time::timeout_at(answers_by.into(), answer)
         .await
-        .map_err(|_| Error::DatabaseUnavailable { cause: no_answer.to_owned() })
+        .map_err(|_| Error::DatabaseUnavailable(no_answer.to_owned()))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -26,7 +26,6 @@ pub struct Args {
 
 impl Args {
     /// Reads a query string, which is what follows the first `?` of the request line.
-    #[must_use]
     pub fn parse(query: &str) -> Self {
         let mut args = Self::default();
         for item in query.split('&').filter(|item| !item.is_empty()) {
@@ -134,7 +133,6 @@ pub enum OrderBy {
 
 impl OrderBy {
     /// The parameter's value, which the page statements take as it is.
-    #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::UserId => "user_id",
@@ -168,7 +166,6 @@ pub struct TimeWindow {
 
 impl TimeWindow {
     /// Whether any media is left out.
-    #[must_use]
     pub fn is_bounded(&self) -> bool {
         self.after.is_some() || self.until.is_some()
     }
@@ -192,7 +189,6 @@ impl SearchTerm {
     }
 
     /// The term, to be bound as a parameter and for nothing else.
-    #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
     }

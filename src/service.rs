@@ -47,7 +47,6 @@ impl Service {
     /// A service for a configuration. With a wrong one it answers every request with 500, so that
     /// the admin who asks sees where to look; a function that exits would show them a gateway's
     /// error page.
-    #[must_use]
     pub fn new(config: Result<Config, ConfigError>) -> Self {
         let backends = config.map_err(|error| error.to_string()).and_then(|config| {
             let authenticator =

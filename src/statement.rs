@@ -39,7 +39,6 @@ pub struct Statements {
 
 impl Statements {
     /// The texts for a schema. The files say `public.`, and nothing but that is ever replaced.
-    #[must_use]
     pub fn in_schema(schema: &str) -> Self {
         let quoted = format!("\"{schema}\".");
         let prefix = if schema == "public" { "public." } else { &quoted };
@@ -66,7 +65,6 @@ impl Statements {
     /// [`TimeWindow::until`](crate::query::TimeWindow::until), the search term, [`OrderBy::as_str`]
     /// and whether the direction is backwards. Its columns are `total`, `on_page` (null if the page
     /// is empty), `user_id`, `displayname`, `media_count` and `media_length`.
-    #[must_use]
     pub fn page(&self, shape: Shape) -> &str {
         match shape {
             Shape::OnePass => &self.one_pass,
@@ -108,7 +106,6 @@ impl Shape {
     /// The rule. `one_pass` is what [`Statements::session`] answers. It depends on nothing that
     /// differs between the pages of one walk; and as every shape gives the same answer, pages would
     /// fit together even if it did.
-    #[must_use]
     pub fn for_query(query: &MediaUsageQuery, one_pass: bool) -> Self {
         let small_page = query.limit <= Self::SMALL_PAGE;
         let bounded = query.window.is_bounded();

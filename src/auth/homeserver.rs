@@ -99,9 +99,14 @@ impl Homeserver {
         let request = Request::get(&self.whoami)
             .header(AUTHORIZATION, bearer)
             .body(Full::default())
-            .map_err(|error| unavailable(error.to_string()))?;
-        let (status, body) = self.client.send(request).await.map_err(unavailable)?;
-        let rubbish = || unavailable(format!("its answer, status {status}, cannot be understood"));
+            .map_err(|error| Error::HomeserverUnavailable(error.to_string()))?;
+        let (status, body) =
+            self.client.send(request).await.map_err(Error::HomeserverUnavailable)?;
+        let rubbish = || {
+            Error::HomeserverUnavailable(format!(
+                "its answer, status {status}, cannot be understood"
+            ))
+        };
         match status {
             StatusCode::OK => {
                 let owner: Owner = object(&body).ok_or_else(rubbish)?;
@@ -141,7 +146,7 @@ fn not_about_the_token(status: StatusCode, refusal: &Refusal) -> Error {
         "M_MISSING_TOKEN" => "a proxy on the way drops the Authorization header",
         _ => "look at what stands between the function and HOMESERVER_URL",
     };
-    unavailable(format!(
+    Error::HomeserverUnavailable(format!(
         "its answer, status {status}, {errcode}, does not speak of the token: {look}"
     ))
 }
@@ -151,10 +156,6 @@ fn is_errcode(text: &str) -> bool {
     let of_errcode =
         |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || b"_.".contains(&byte);
     (1..=100).contains(&text.len()) && text.contains('_') && text.bytes().all(of_errcode)
-}
-
-fn unavailable(cause: String) -> Error {
-    Error::HomeserverUnavailable { cause }
 }
 
 /// How many questions are left. Without a bound a flood of bad tokens here would be one there.

@@ -56,16 +56,16 @@ impl Introspection {
     /// [`Error::TokenNotActive`]; [`Error::IntrospectionFailed`] for what is no introspection.
     pub fn read(status: StatusCode, body: &[u8], now_ms: i64) -> Result<Self, Error> {
         if !status.is_success() {
-            return Err(failed(format!("it answered with status {status}")));
+            return Err(Error::IntrospectionFailed(format!("it answered with status {status}")));
         }
-        let answer: Answer =
-            object(body).ok_or_else(|| failed("its answer is no introspection".to_owned()))?;
+        let answer: Answer = object(body).ok_or_else(|| {
+            Error::IntrospectionFailed("its answer is no introspection".to_owned())
+        })?;
         let until_ms = match answer.expires_in {
             None => None,
-            Some(seconds) => Some(
-                until_ms(seconds.get(), now_ms)
-                    .ok_or_else(|| failed("expires_in is no integer".to_owned()))?,
-            ),
+            Some(seconds) => Some(until_ms(seconds.get(), now_ms).ok_or_else(|| {
+                Error::IntrospectionFailed("expires_in is no integer".to_owned())
+            })?),
         };
         if !answer.active {
             return Err(Error::TokenNotActive);
@@ -128,11 +128,6 @@ impl Introspection {
         let texts = self.scope.iter().chain(&self.username).chain(&self.device_id);
         texts.map(String::len).sum()
     }
-}
-
-/// MAS could not be asked, or not understood.
-pub(super) fn failed(cause: String) -> Error {
-    Error::IntrospectionFailed { cause }
 }
 
 /// When so many seconds from now are over, as Unix time in ms.

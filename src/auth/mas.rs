@@ -17,10 +17,7 @@ use sqlx::Row;
 use tokio::sync::Mutex as AsyncMutex;
 use url::form_urlencoded;
 
-use super::{
-    AccessToken, Admin, Claim,
-    introspection::{Introspection, failed},
-};
+use super::{AccessToken, Admin, Claim, introspection::Introspection};
 use crate::{
     aws::{Aws, Failure, Stage},
     client::Client,
@@ -132,8 +129,8 @@ impl Mas {
             .header(AUTHORIZATION, secret)
             .header("x-mas-supports-device-id", "1")
             .body(Full::from(form))
-            .map_err(|error| failed(error.to_string()))?;
-        self.client.send(request).await.map_err(failed)
+            .map_err(|error| Error::IntrospectionFailed(error.to_string()))?;
+        self.client.send(request).await.map_err(Error::IntrospectionFailed)
     }
 
     /// The `Authorization` that MAS wants; read anew if it is `refused`.
@@ -146,14 +143,18 @@ impl Mas {
             (MasSecret::Arn { arn, .. }, Some(aws)) => {
                 let secret = aws.secret(arn, Stage::Current).await;
                 secret.map_err(|failure| match failure {
-                    Failure::Unavailable(cause) | Failure::Refused(cause) => failed(cause),
+                    Failure::Unavailable(cause) | Failure::Refused(cause) => {
+                        Error::IntrospectionFailed(cause)
+                    }
                 })?
             }
             (MasSecret::Text(secret), _) => secret.expose().to_owned(),
             (MasSecret::Arn { .. }, None) => String::new(),
         };
-        let mut bearer = HeaderValue::from_str(&format!("Bearer {}", secret.trim()))
-            .map_err(|_| failed("its secret cannot be sent in a header".to_owned()))?;
+        let mut bearer =
+            HeaderValue::from_str(&format!("Bearer {}", secret.trim())).map_err(|_| {
+                Error::IntrospectionFailed("its secret cannot be sent in a header".to_owned())
+            })?;
         bearer.set_sensitive(true);
         *latest = Some(bearer.clone());
         Ok(bearer)
@@ -219,7 +220,7 @@ impl Mas {
             (Some(_), Some(owner)) => {
                 if owner.user_id != user_id || owner.device_id != device_id? {
                     let cause = "it names another user or device than MAS".to_owned();
-                    return Err(Error::HomeserverUnavailable { cause });
+                    return Err(Error::HomeserverUnavailable(cause));
                 }
             }
             (Some(absent), None) => {
@@ -244,9 +245,8 @@ impl Mas {
         let device_id = device_id.and_then(Option::as_deref);
         let query = sqlx::query(&connection.statements.device).bind(user_id).bind(device_id);
         let found = connection.row("looking up a device", query).await?;
-        let found = found.ok_or_else(|| Error::DatabaseFailed {
-            cause: "looking up a device found no row".to_owned(),
-        })?;
+        let found = found
+            .ok_or_else(|| Error::DatabaseFailed("looking up a device found no row".to_owned()))?;
         let column = |error: sqlx::Error| failure("reading a device", &error);
         let user_is_known: bool = found.try_get("user_is_known").map_err(column)?;
         let device_is_known: bool = found.try_get("device_is_known").map_err(column)?;

@@ -19,7 +19,6 @@ pub(super) const SET_POOLER: &str = "if this is a pooler, set DATABASE_POOLER=tr
 ///
 /// The log gets the server's SQLSTATE, its message where that can quote neither rows, parameters nor
 /// a login, and never its detail or hint.
-#[must_use]
 pub fn failure(doing: &str, error: &sqlx::Error) -> Error {
     match error {
         sqlx::Error::Database(refusal) => {
@@ -33,11 +32,11 @@ pub fn failure(doing: &str, error: &sqlx::Error) -> Error {
             }
             match &*code {
                 // query_canceled and transaction_timeout
-                "57014" | "25P04" => Error::StatementTimeout { cause },
+                "57014" | "25P04" => Error::StatementTimeout(cause),
                 code if is_passing(code) || is_stale_plan(&**refusal) => {
-                    Error::DatabaseUnavailable { cause }
+                    Error::DatabaseUnavailable(cause)
                 }
-                _ => Error::DatabaseFailed { cause },
+                _ => Error::DatabaseFailed(cause),
             }
         }
         // A server, or what stands before it, that breaks off in mid-sentence is one that restarts.
@@ -49,10 +48,10 @@ pub fn failure(doing: &str, error: &sqlx::Error) -> Error {
             if let Some(remedy) = tls_remedy(error) {
                 let _ = write!(cause, "; {remedy}");
             }
-            Error::DatabaseUnavailable { cause }
+            Error::DatabaseUnavailable(cause)
         }
         // sqlx's other errors name columns and types, and never a value.
-        _ => Error::DatabaseFailed { cause: format!("{error} while {doing}") },
+        _ => Error::DatabaseFailed(format!("{error} while {doing}")),
     }
 }
 
@@ -82,8 +81,8 @@ pub(super) fn connecting(address: &str, error: &sqlx::Error) -> Error {
         };
         let cause = format!("database error {code} while {doing}{cause}");
         return match known {
-            Some(_) => Error::DatabaseFailed { cause },
-            None => Error::DatabaseUnavailable { cause },
+            Some(_) => Error::DatabaseFailed(cause),
+            None => Error::DatabaseUnavailable(cause),
         };
     }
     failure(&doing, error)
@@ -98,8 +97,8 @@ pub(super) fn is_refused_password(error: &sqlx::Error) -> bool {
 impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
         match failure {
-            Failure::Unavailable(cause) => Self::DatabaseUnavailable { cause },
-            Failure::Refused(cause) => Self::DatabaseFailed { cause },
+            Failure::Unavailable(cause) => Self::DatabaseUnavailable(cause),
+            Failure::Refused(cause) => Self::DatabaseFailed(cause),
         }
     }
 }

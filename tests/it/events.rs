@@ -208,7 +208,7 @@ fn a_token_with_a_comma_is_one_token() {
         let mut case = first_page();
         case.headers = vec![("Authorization".to_owned(), authorization.to_owned())];
         let event = serde_json::from_value(gateway.event(&case).unwrap()).unwrap();
-        let answer = block_on(service.answer(event, "", crate::support::NOW));
+        let answer = block_on(service.answer(event, "", crate::support::now()));
         let answer = gateway.answer(&serde_json::to_value(answer).unwrap());
         let body: Value = serde_json::from_str(&answer.body).unwrap();
         (answer.status, body["errcode"].clone(), body["soft_logout"].clone())
@@ -266,7 +266,7 @@ fn an_event_of_anybody_but_the_gateways_is_of_no_known_kind() {
         event["headers"] = json!({ "authorization": "Bearer syt_admin_ok" });
         let event: Event = serde_json::from_value(event).unwrap();
         assert_eq!(event.kind(), Kind::Unknown, "{name}");
-        let answer = block_on(service.answer(event, "", crate::support::NOW));
+        let answer = block_on(service.answer(event, "", crate::support::now()));
         let answer = Gateway::RestApi.answer(&serde_json::to_value(answer).unwrap());
         assert_eq!(answer.status, 404, "{name}");
         assert!(answer.body.contains("M_UNRECOGNIZED"), "{name}: {answer:?}");

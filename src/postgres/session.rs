@@ -1,0 +1,71 @@
+//! A session's settings, and logging in.
+
+use std::{panic::AssertUnwindSafe, sync::Arc, thread, time::Duration};
+
+use futures_util::FutureExt;
+use sqlx::{ConnectOptions, PgConnection, postgres::PgConnectOptions};
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, oneshot},
+};
+
+/// How long a login waits for one before it that was given up.
+const SLOT_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// What is logged where sqlx panicked.
+pub(super) const PANICKED: &str = "what the database server sent made the client panic";
+
+/// A setting that only this function makes, and that `sql/session.sql` reads.
+pub(super) const MARKER: &str = "synapse_media_usage.session";
+
+/// The settings of a session, as SQL writes their values: what is searched for names, how long
+/// statements may take, and how they are planned.
+pub(super) fn settings(statement_timeout: Duration) -> Vec<(&'static str, String)> {
+    vec![
+        // Whoever may create something in another schema could otherwise slip an operator or a
+        // function of their own into a statement. Left out, pg_temp is searched first.
+        ("search_path", "pg_catalog,pg_temp".to_owned()),
+        // A policy would silently hide rows: tokens, or media. This makes it an error.
+        ("row_security", "off".to_owned()),
+        ("statement_timeout", statement_timeout.as_millis().to_string()),
+        // A generic plan does not know how narrow a time window is: from the sixth execution on it
+        // takes up to ten times as long. And only a custom plan leaves out conditions, joins and sort
+        // keys that nothing asks for.
+        ("plan_cache_mode", "force_custom_plan".to_owned()),
+        // Compiling takes longer than it saves.
+        ("jit", "off".to_owned()),
+        // The default is a spinning disk's, and makes the planner shun the index by which most
+        // statements are fast.
+        ("random_page_cost", "1.1".to_owned()),
+        // Users to be summed up and sorted stay in memory; in kB.
+        ("work_mem", "65536".to_owned()),
+    ]
+}
+
+/// Logs in, on a thread of its own and one at a time. sqlx computes the proof of a password in one
+/// loop whose length is the server's choice, and panics on some of what a server can send: neither
+/// may hold up or end an invocation. When this future is dropped, so is the login, at the latest when
+/// it has computed.
+pub(super) async fn log_in(
+    options: PgConnectOptions,
+    slots: &Arc<Semaphore>,
+) -> Result<PgConnection, sqlx::Error> {
+    let busy = || sqlx::Error::Protocol("an earlier login is still computing".to_owned());
+    let slot = tokio::time::timeout(SLOT_TIMEOUT, Arc::clone(slots).acquire_owned()).await;
+    let slot = slot.map_err(|_| busy())?;
+    let (mut sender, receiver) = oneshot::channel();
+    let runtime = Handle::current();
+    let login = async move {
+        let login = AssertUnwindSafe(options.connect()).catch_unwind();
+        tokio::select! {
+            session = login => drop(sender.send(session)),
+            () = sender.closed() => (),
+        }
+        drop(slot);
+    };
+    thread::Builder::new().spawn(move || runtime.block_on(login))?;
+    match receiver.await {
+        Ok(Ok(session)) => session,
+        Ok(Err(_)) | Err(_) => Err(sqlx::Error::Protocol(PANICKED.to_owned())),
+    }
+}
