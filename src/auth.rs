@@ -62,22 +62,22 @@ impl AccessToken {
     ///
     /// # Errors
     ///
-    /// The `M_MISSING_TOKEN`s of [`Error`]; [`Error::UnknownToken`] for bytes that no token in
+    /// The `M_MISSING_TOKEN`s of [`Error`]; [`Error::UNKNOWN_TOKEN`] for bytes that no token in
     /// the database can have (D8).
     pub fn from_request(headers: &HeaderMap, args: &Args) -> Result<Self, Error> {
         let mut authorizations = headers.get_all(AUTHORIZATION).iter();
-        let token = match (authorizations.next(), &args.access_token) {
-            (Some(_), Some(_)) => return Err(Error::MixedCredentials),
-            (None, None) => return Err(Error::MissingToken),
-            (None, Some(token)) => token.as_slice(),
+        let token = match (authorizations.next(), args.access_token()) {
+            (Some(_), Some(_)) => return Err(Error::MIXED_CREDENTIALS),
+            (None, None) => return Err(Error::MISSING_TOKEN),
+            (None, Some(token)) => token,
             (Some(_), None) if authorizations.next().is_some() => {
-                return Err(Error::TooManyAuthorizationHeaders);
+                return Err(Error::TOO_MANY_AUTHORIZATION_HEADERS);
             }
             (Some(authorization), None) => bearer_token(authorization.as_bytes())?,
         };
-        let token = str::from_utf8(token).map_err(|_| Error::UnknownToken)?;
+        let token = str::from_utf8(token).map_err(|_| Error::UNKNOWN_TOKEN)?;
         if token.contains('\0') {
-            return Err(Error::UnknownToken);
+            return Err(Error::UNKNOWN_TOKEN);
         }
         Ok(Self(token.to_owned()))
     }
@@ -101,7 +101,7 @@ fn bearer_token(authorization: &[u8]) -> Result<&[u8], Error> {
         .trim_ascii()
         .strip_prefix(b"Bearer ")
         .filter(|token| !token.is_empty() && !token.contains(&b' '))
-        .ok_or(Error::InvalidAuthorizationHeader)
+        .ok_or(Error::INVALID_AUTHORIZATION_HEADER)
 }
 
 /// The evidence that a request comes from an admin of the homeserver: only [`Authenticator`]
@@ -179,7 +179,7 @@ impl Authenticator {
     ///
     /// # Errors
     ///
-    /// With MAS [`Error::TokenNotActive`] and [`Error::IntrospectionFailed`].
+    /// With MAS [`Error::TOKEN_NOT_ACTIVE`] and [`Error::IntrospectionFailed`].
     pub async fn claim(&self, token: AccessToken, at: &Invocation) -> Result<Claim, Error> {
         let introspection = match &self.backend {
             Backend::Internal { .. } => None,
@@ -225,15 +225,15 @@ impl Authenticator {
     ///
     /// # Errors
     ///
-    /// [`Error::HomeserverRefused`] in the homeserver's own words, [`Error::GuestAccessForbidden`],
-    /// [`Error::HomeserverUnavailable`], [`Error::TooManyUnknownTokens`], [`Error::UnknownToken`].
+    /// [`Error::Refusal`] in the homeserver's own words, [`Error::GUEST_ACCESS_FORBIDDEN`],
+    /// [`Error::HomeserverUnavailable`], [`Error::TOO_MANY_UNKNOWN_TOKENS`], [`Error::UNKNOWN_TOKEN`].
     pub async fn vouch(&self, claim: Claim, at: &Invocation) -> Result<Claim, Error> {
-        let Some(homeserver) = &self.homeserver else { return Err(Error::UnknownToken) };
+        let Some(homeserver) = &self.homeserver else { return Err(Error::UNKNOWN_TOKEN) };
         let whoami = homeserver.whoami(&claim.token, at.unix_ms);
         let late = |_| Err(Error::HomeserverUnavailable(TOO_LATE.to_owned()));
         let owner = tokio::time::timeout(at.time_limit(), whoami).await.unwrap_or_else(late)?;
         if owner.is_guest {
-            return Err(Error::GuestAccessForbidden);
+            return Err(Error::GUEST_ACCESS_FORBIDDEN);
         }
         Ok(Claim { owner: Some(owner), ..claim })
     }
@@ -260,10 +260,13 @@ mod tests {
         assert_eq!(token(&["Bearer a"], ""), Ok("a".to_owned()));
         assert_eq!(token(&[], "access_token=a%20b&access_token=c"), Ok("a b".to_owned()));
         assert_eq!(token(&[], "access_token"), Ok(String::new()));
-        assert_eq!(token(&[], ""), Err(Error::MissingToken));
-        assert_eq!(token(&["Bearer a"], "access_token=a"), Err(Error::MixedCredentials));
-        assert_eq!(token(&["Bearer a", "Bearer a"], "access_token"), Err(Error::MixedCredentials));
-        assert_eq!(token(&["Bearer a", "Bearer a"], ""), Err(Error::TooManyAuthorizationHeaders));
+        assert_eq!(token(&[], ""), Err(Error::MISSING_TOKEN));
+        assert_eq!(token(&["Bearer a"], "access_token=a"), Err(Error::MIXED_CREDENTIALS));
+        assert_eq!(token(&["Bearer a", "Bearer a"], "access_token"), Err(Error::MIXED_CREDENTIALS));
+        assert_eq!(
+            token(&["Bearer a", "Bearer a"], ""),
+            Err(Error::TOO_MANY_AUTHORIZATION_HEADERS)
+        );
     }
 
     #[test]
@@ -281,14 +284,18 @@ mod tests {
             "Bearer a, Bearer a",
             "Basic a",
         ] {
-            assert_eq!(token(&[header], ""), Err(Error::InvalidAuthorizationHeader), "{header:?}");
+            assert_eq!(
+                token(&[header], ""),
+                Err(Error::INVALID_AUTHORIZATION_HEADER),
+                "{header:?}"
+            );
         }
     }
 
     #[test]
     fn bytes_that_no_token_can_have_are_an_unknown_token() {
-        assert_eq!(token(&[], "access_token=%00"), Err(Error::UnknownToken));
-        assert_eq!(token(&[], "access_token=%FF"), Err(Error::UnknownToken));
+        assert_eq!(token(&[], "access_token=%00"), Err(Error::UNKNOWN_TOKEN));
+        assert_eq!(token(&[], "access_token=%FF"), Err(Error::UNKNOWN_TOKEN));
     }
 
     #[test]

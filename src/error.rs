@@ -1,5 +1,4 @@
-//! Every error that a caller can get: one variant per Matrix error response, and one table of what
-//! each is answered with.
+//! Every error that a caller can get, as one table: a refusal is one line of it, and so is a failure.
 
 use std::borrow::Cow;
 
@@ -12,97 +11,21 @@ use serde_json::json;
 /// A fault of this function, of the replica or of the network is never 401 or 403: admin UIs
 /// answer those by deleting the admin's token.
 ///
-/// The text of a failure is for the log; it never reaches the caller.
+/// The text that a failure carries is for the log; it never reaches the caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Error {
-    /// The path is not the endpoint's.
-    NoSuchEndpoint,
-    /// The path is the endpoint's, the method is not.
-    MethodNotAllowed,
-
-    /// Neither an `Authorization` header nor an `access_token` parameter.
-    MissingToken,
-    /// Both an `Authorization` header and an `access_token` parameter.
-    MixedCredentials,
-    /// More than one `Authorization` header.
-    TooManyAuthorizationHeaders,
-    /// The `Authorization` header is not `Bearer`, one space, token.
-    InvalidAuthorizationHeader,
-
-    /// No user belongs to the token.
-    UnknownToken,
-    /// The token's `valid_until_ms` lies in the past.
-    ExpiredToken,
-    /// The token's user has a name that does not start with `@`.
-    UserIdWithoutSigil,
-    /// The token's user has a name without a `:`.
-    UserIdWithoutServerName,
-    /// The token's user is locked (spec: client-server API, "Account locking").
-    UserLocked,
-    /// The token's user is a guest.
-    GuestAccessForbidden,
-    /// The token's user is not an admin of the homeserver.
-    NotAnAdmin,
-
-    /// The account of the token's user has expired.
-    AccountExpired,
-
-    /// MAS calls the token inactive, or its device is gone.
-    TokenNotActive,
-    /// The token's scope does not hold the client-server API.
-    TokenWithoutClientScope,
-    /// MAS names no user for the token.
-    InvalidUsernameClaim,
-    /// MAS names a user that does not exist.
-    UserNotFound,
-    /// The token's scope holds more than one device.
-    MultipleDeviceIds,
-    /// MAS names a device of less than 1 or more than 255 characters.
-    InvalidDeviceId,
-    /// MAS could not be asked, or gave no answer that can be understood.
-    IntrospectionFailed(String),
-
-    /// The homeserver refuses a token that the replica does not know.
-    HomeserverRefused {
-        /// Its HTTP status code, 401 or 403.
-        status: u16,
-        /// Its `errcode`, one of those that speak of the token or its user.
-        errcode: &'static str,
-        /// Its text.
-        message: String,
-        /// Its `soft_logout`.
-        soft_logout: Option<bool>,
-    },
-    /// The homeserver could not be asked, or gave no answer that can be understood.
-    HomeserverUnavailable(String),
-    /// More unknown tokens came than the homeserver may be asked about.
-    TooManyUnknownTokens,
-    /// The homeserver vouches for a token, and the replica contradicts it. The text says what the
-    /// replica has, for the log.
-    ReplicaBehind(&'static str),
-
-    /// The named parameter is not one of its allowed values.
-    NotOneOf {
-        /// The parameter.
-        parameter: &'static str,
-        /// The allowed values, written as Synapse writes them.
-        allowed: &'static str,
-    },
-    /// The named parameter is not an integer.
-    NotAnInteger(&'static str),
-    /// The named parameter is an integer below zero.
-    NegativeInteger(&'static str),
-    /// `until_ts` is not greater than `from_ts`.
-    UntilNotAfterFrom,
-    /// `search_term` is not UTF-8.
-    SearchTermNotUtf8,
-    /// `search_term` contains U+0000, which no text in PostgreSQL can contain.
-    SearchTermWithNul,
-    /// `search_term` is there but empty.
-    EmptySearchTerm,
-
+    /// What is the caller's own doing.
+    Refusal(Refusal),
     /// The function's own configuration is wrong.
     Misconfigured,
+    /// What MAS says of a token makes no sense to Synapse, which says so by this text.
+    OddIntrospection(&'static str),
+    /// MAS could not be asked, or gave no answer that can be understood.
+    IntrospectionFailed(String),
+    /// The homeserver could not be asked, or gave no answer that can be understood.
+    HomeserverUnavailable(String),
+    /// The homeserver vouches for a token, and the replica contradicts it: what the replica has.
+    ReplicaBehind(&'static str),
     /// No connection to the database could be had, or it broke.
     DatabaseUnavailable(String),
     /// The database cancelled the statement because it took longer than it may.
@@ -114,94 +37,121 @@ pub enum Error {
     UserTooLarge(i64),
 }
 
-/// How an error is answered: a line of the table in [`Error::answer`].
-struct Answer<'a> {
-    status: u16,
-    errcode: &'static str,
-    soft_logout: Option<bool>,
-    message: Cow<'a, str>,
+/// How an error is answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// The HTTP status code.
+    pub status: u16,
+    /// The Matrix `errcode`.
+    pub errcode: &'static str,
+    /// The spec's `soft_logout`: whether a client may log in again and keep its device; `None`
+    /// where the field does not belong into the body.
+    pub soft_logout: Option<bool>,
+    /// The text for the caller.
+    pub text: Cow<'static, str>,
+}
+
+/// The refusals.
+#[rustfmt::skip]
+impl Error {
+    /// The path is not the endpoint's.
+    pub const NO_SUCH_ENDPOINT: Self = refusal(404, "M_UNRECOGNIZED", None, "Unrecognized request");
+    /// The path is the endpoint's, the method is not.
+    pub const METHOD_NOT_ALLOWED: Self = refusal(405, "M_UNRECOGNIZED", None, "Unrecognized request");
+
+    /// Neither an `Authorization` header nor an `access_token` parameter.
+    pub const MISSING_TOKEN: Self = refusal(401, "M_MISSING_TOKEN", None, "Missing access token");
+    /// Both an `Authorization` header and an `access_token` parameter.
+    pub const MIXED_CREDENTIALS: Self = refusal(401, "M_MISSING_TOKEN", None, "Mixing Authorization headers and access_token query parameters.");
+    /// More than one `Authorization` header.
+    pub const TOO_MANY_AUTHORIZATION_HEADERS: Self = refusal(401, "M_MISSING_TOKEN", None, "Too many Authorization headers.");
+    /// The `Authorization` header is not `Bearer`, one space, token.
+    pub const INVALID_AUTHORIZATION_HEADER: Self = refusal(401, "M_MISSING_TOKEN", None, "Invalid Authorization header.");
+
+    /// No user belongs to the token.
+    pub const UNKNOWN_TOKEN: Self = refusal(401, "M_UNKNOWN_TOKEN", Some(false), "Invalid access token passed.");
+    /// The token's `valid_until_ms` lies in the past.
+    pub const EXPIRED_TOKEN: Self = refusal(401, "M_UNKNOWN_TOKEN", Some(true), "Access token has expired");
+    /// The token's user has a name that does not start with `@`.
+    pub const USER_ID_WITHOUT_SIGIL: Self = refusal(400, "M_INVALID_PARAM", None, "Expected UserID string to start with '@'");
+    /// The token's user has a name without a `:`.
+    pub const USER_ID_WITHOUT_SERVER_NAME: Self = refusal(400, "M_INVALID_PARAM", None, "Expected UserID of the form '@localname:domain'");
+    /// The token's user is locked (spec: client-server API, "Account locking").
+    pub const USER_LOCKED: Self = refusal(401, "M_USER_LOCKED", Some(true), "User account has been locked");
+    /// The account of the token's user has expired.
+    pub const ACCOUNT_EXPIRED: Self = refusal(403, "ORG_MATRIX_EXPIRED_ACCOUNT", None, "User account has expired");
+    /// The token's user is a guest.
+    pub const GUEST_ACCESS_FORBIDDEN: Self = refusal(403, "M_GUEST_ACCESS_FORBIDDEN", None, "Guest access not allowed");
+    /// The token's user is not an admin of the homeserver.
+    pub const NOT_AN_ADMIN: Self = refusal(403, "M_FORBIDDEN", None, "You are not a server admin");
+
+    /// MAS calls the token inactive, or its device is gone.
+    pub const TOKEN_NOT_ACTIVE: Self = refusal(401, "M_UNKNOWN_TOKEN", Some(false), "Token is not active");
+    /// The token's scope does not hold the client-server API.
+    pub const TOKEN_WITHOUT_CLIENT_SCOPE: Self = refusal(401, "M_UNKNOWN_TOKEN", Some(false), "Token doesn't grant access to the Matrix C-S API");
+    /// MAS names no user for the token.
+    pub const INVALID_USERNAME_CLAIM: Self = Self::OddIntrospection("Invalid username claim in the introspection result");
+    /// MAS names a user that does not exist.
+    pub const USER_NOT_FOUND: Self = Self::OddIntrospection("User not found");
+    /// The token's scope holds more than one device.
+    pub const MULTIPLE_DEVICE_IDS: Self = Self::OddIntrospection("Multiple device IDs in scope");
+    /// MAS names a device of less than 1 or more than 255 characters.
+    pub const INVALID_DEVICE_ID: Self = Self::OddIntrospection("Invalid device ID in introspection result");
+    /// More unknown tokens came than the homeserver may be asked about.
+    pub const TOO_MANY_UNKNOWN_TOKENS: Self = refusal(429, "M_LIMIT_EXCEEDED", None, "Too many unknown access tokens; try again in a moment");
+
+    /// `until_ts` is not greater than `from_ts`.
+    pub const UNTIL_NOT_AFTER_FROM: Self = refusal(400, "M_INVALID_PARAM", None, "Query parameter until_ts must be greater than from_ts.");
+    /// `search_term` is not UTF-8.
+    pub const SEARCH_TERM_NOT_UTF8: Self = refusal(400, "M_INVALID_PARAM", None, "Query parameter 'search_term' must be valid UTF-8");
+    /// `search_term` contains U+0000, which no text in PostgreSQL can contain.
+    pub const SEARCH_TERM_WITH_NUL: Self = refusal(400, "M_INVALID_PARAM", None, "Query parameter 'search_term' must not contain NUL");
+    /// `search_term` is there but empty.
+    pub const EMPTY_SEARCH_TERM: Self = refusal(400, "M_INVALID_PARAM", None, "Query parameter search_term cannot be an empty string.");
+
+    /// The named parameter is not one of the allowed values, written as Synapse writes them.
+    pub fn not_one_of(parameter: &str, allowed: &str) -> Self {
+        invalid_param(format!("Query parameter '{parameter}' must be one of {allowed}"))
+    }
+
+    /// The named parameter is not an integer.
+    pub fn not_an_integer(parameter: &str) -> Self {
+        invalid_param(format!("Query parameter {parameter} must be an integer"))
+    }
+
+    /// The named parameter is an integer below zero.
+    pub fn negative_integer(parameter: &str) -> Self {
+        invalid_param(format!("Query parameter {parameter} must be a positive integer."))
+    }
+
+    /// How the error is answered: the failures, beside the refusals above.
+    pub fn answer(&self) -> Refusal {
+        let (status, errcode, text): (_, _, Cow<'static, str>) = match self {
+            Self::Refusal(refusal) => return refusal.clone(),
+            Self::Misconfigured => (500, "M_UNKNOWN", "The media statistics function is misconfigured; its log names the setting".into()),
+            Self::OddIntrospection(text) => (500, "M_FORBIDDEN", (*text).into()),
+            Self::IntrospectionFailed(_) => (503, "M_UNKNOWN", "Unable to introspect the access token".into()),
+            Self::HomeserverUnavailable(_) => (503, "M_UNKNOWN", "The media statistics function cannot ask the homeserver about the access token; try again in a moment".into()),
+            Self::ReplicaBehind(_) => (503, "M_UNKNOWN", "The database replica does not know yet what the homeserver knows of this user; try again in a moment".into()),
+            Self::DatabaseUnavailable(_) => (503, "M_UNKNOWN", "The media statistics function cannot reach its database; try again in a moment".into()),
+            Self::StatementTimeout(_) => (504, "M_UNKNOWN", "The media statistics took too long; narrow them with from_ts, until_ts or search_term".into()),
+            Self::DatabaseFailed(_) => (500, "M_UNKNOWN", "The media statistics function got an error from its database; its log names the cause".into()),
+            Self::UserTooLarge(position) => (500, "M_UNKNOWN", format!("The user at from={position} does not fit into an answer").into()),
+        };
+        Refusal { status, errcode, soft_logout: None, text }
+    }
 }
 
 impl Error {
-    /// The table: status, `errcode`, `soft_logout` where the body has it, text.
-    #[rustfmt::skip]
-    fn answer(&self) -> Answer<'_> {
-        let (status, errcode, soft_logout, message): (_, _, _, Cow<'_, str>) = match self {
-            Self::NoSuchEndpoint => (404, "M_UNRECOGNIZED", None, "Unrecognized request".into()),
-            Self::MethodNotAllowed => (405, "M_UNRECOGNIZED", None, "Unrecognized request".into()),
-
-            Self::MissingToken => (401, "M_MISSING_TOKEN", None, "Missing access token".into()),
-            Self::MixedCredentials => (401, "M_MISSING_TOKEN", None, "Mixing Authorization headers and access_token query parameters.".into()),
-            Self::TooManyAuthorizationHeaders => (401, "M_MISSING_TOKEN", None, "Too many Authorization headers.".into()),
-            Self::InvalidAuthorizationHeader => (401, "M_MISSING_TOKEN", None, "Invalid Authorization header.".into()),
-
-            Self::UnknownToken => (401, "M_UNKNOWN_TOKEN", Some(false), "Invalid access token passed.".into()),
-            Self::ExpiredToken => (401, "M_UNKNOWN_TOKEN", Some(true), "Access token has expired".into()),
-            Self::UserIdWithoutSigil => (400, "M_INVALID_PARAM", None, "Expected UserID string to start with '@'".into()),
-            Self::UserIdWithoutServerName => (400, "M_INVALID_PARAM", None, "Expected UserID of the form '@localname:domain'".into()),
-            Self::UserLocked => (401, "M_USER_LOCKED", Some(true), "User account has been locked".into()),
-            Self::AccountExpired => (403, "ORG_MATRIX_EXPIRED_ACCOUNT", None, "User account has expired".into()),
-            Self::GuestAccessForbidden => (403, "M_GUEST_ACCESS_FORBIDDEN", None, "Guest access not allowed".into()),
-            Self::NotAnAdmin => (403, "M_FORBIDDEN", None, "You are not a server admin".into()),
-
-            Self::TokenNotActive => (401, "M_UNKNOWN_TOKEN", Some(false), "Token is not active".into()),
-            Self::TokenWithoutClientScope => (401, "M_UNKNOWN_TOKEN", Some(false), "Token doesn't grant access to the Matrix C-S API".into()),
-            Self::InvalidUsernameClaim => (500, "M_FORBIDDEN", None, "Invalid username claim in the introspection result".into()),
-            Self::UserNotFound => (500, "M_FORBIDDEN", None, "User not found".into()),
-            Self::MultipleDeviceIds => (500, "M_FORBIDDEN", None, "Multiple device IDs in scope".into()),
-            Self::InvalidDeviceId => (500, "M_FORBIDDEN", None, "Invalid device ID in introspection result".into()),
-            Self::IntrospectionFailed { .. } => (503, "M_UNKNOWN", None, "Unable to introspect the access token".into()),
-
-            Self::HomeserverRefused { status, errcode, message, soft_logout } => (*status, errcode, *soft_logout, message.into()),
-            Self::HomeserverUnavailable { .. } => (503, "M_UNKNOWN", None, "The media statistics function cannot ask the homeserver about the access token; try again in a moment".into()),
-            Self::TooManyUnknownTokens => (429, "M_LIMIT_EXCEEDED", None, "Too many unknown access tokens; try again in a moment".into()),
-            Self::ReplicaBehind(_) => (503, "M_UNKNOWN", None, "The database replica does not know yet what the homeserver knows of this user; try again in a moment".into()),
-
-            Self::NotOneOf { parameter, allowed } => (400, "M_INVALID_PARAM", None, format!("Query parameter '{parameter}' must be one of {allowed}").into()),
-            Self::NotAnInteger(parameter) => (400, "M_INVALID_PARAM", None, format!("Query parameter {parameter} must be an integer").into()),
-            Self::NegativeInteger(parameter) => (400, "M_INVALID_PARAM", None, format!("Query parameter {parameter} must be a positive integer.").into()),
-            Self::UntilNotAfterFrom => (400, "M_INVALID_PARAM", None, "Query parameter until_ts must be greater than from_ts.".into()),
-            Self::SearchTermNotUtf8 => (400, "M_INVALID_PARAM", None, "Query parameter 'search_term' must be valid UTF-8".into()),
-            Self::SearchTermWithNul => (400, "M_INVALID_PARAM", None, "Query parameter 'search_term' must not contain NUL".into()),
-            Self::EmptySearchTerm => (400, "M_INVALID_PARAM", None, "Query parameter search_term cannot be an empty string.".into()),
-
-            Self::Misconfigured => (500, "M_UNKNOWN", None, "The media statistics function is misconfigured; its log names the setting".into()),
-            Self::DatabaseUnavailable { .. } => (503, "M_UNKNOWN", None, "The media statistics function cannot reach its database; try again in a moment".into()),
-            Self::StatementTimeout { .. } => (504, "M_UNKNOWN", None, "The media statistics took too long; narrow them with from_ts, until_ts or search_term".into()),
-            Self::DatabaseFailed { .. } => (500, "M_UNKNOWN", None, "The media statistics function got an error from its database; its log names the cause".into()),
-            Self::UserTooLarge(position) => (500, "M_UNKNOWN", None, format!("The user at from={position} does not fit into an answer").into()),
-        };
-        Answer { status, errcode, soft_logout, message }
-    }
-
-    /// The HTTP status code.
-    pub fn status(&self) -> u16 {
-        self.answer().status
-    }
-
-    /// The Matrix `errcode`.
-    pub fn errcode(&self) -> &'static str {
-        self.answer().errcode
-    }
-
-    /// After how many seconds to try again, where that helps.
-    pub fn retry_after(&self) -> Option<u16> {
-        match self.status() {
-            429 => Some(1),
-            503 => Some(5),
-            _ => None,
-        }
-    }
-
     /// The response body (spec: client-server API, "Standard error response" and "Rate limiting").
     pub fn body(&self) -> String {
         let answer = self.answer();
-        let mut body = json!({ "errcode": answer.errcode, "error": answer.message });
+        let mut body = json!({ "errcode": answer.errcode, "error": answer.text });
         if let Some(soft_logout) = answer.soft_logout {
             body["soft_logout"] = soft_logout.into();
         }
-        if let (429, Some(seconds)) = (answer.status, self.retry_after()) {
-            body["retry_after_ms"] = (u32::from(seconds) * 1000).into();
+        if answer.status == 429 {
+            body["retry_after_ms"] = 1000.into();
         }
         body.to_string()
     }
@@ -210,25 +160,22 @@ impl Error {
     /// request or the database. `None` for what is the caller's own doing.
     pub fn cause(&self) -> Option<Cow<'_, str>> {
         Some(match self {
-            Self::DatabaseUnavailable(cause)
-            | Self::StatementTimeout(cause)
-            | Self::DatabaseFailed(cause) => cause.into(),
+            Self::Refusal(_) => return None,
+            Self::Misconfigured => {
+                "see the line \"the configuration is wrong\", logged at start".into()
+            }
+            Self::OddIntrospection(text) => format!("what MAS says: {text}").into(),
             Self::IntrospectionFailed(cause) => format!("asking MAS: {cause}").into(),
             Self::HomeserverUnavailable(cause) => format!("asking the homeserver: {cause}").into(),
             Self::ReplicaBehind(what) => {
                 format!("the replica is behind the homeserver: {what}").into()
             }
-            Self::InvalidUsernameClaim
-            | Self::UserNotFound
-            | Self::MultipleDeviceIds
-            | Self::InvalidDeviceId => format!("what MAS says: {}", self.answer().message).into(),
-            Self::Misconfigured => {
-                "see the line \"the configuration is wrong\", logged at start".into()
-            }
+            Self::DatabaseUnavailable(cause)
+            | Self::StatementTimeout(cause)
+            | Self::DatabaseFailed(cause) => cause.into(),
             Self::UserTooLarge(position) => {
                 format!("the row at offset {position} exceeds the answer's budget").into()
             }
-            _ => return None,
         })
     }
 
@@ -236,12 +183,26 @@ impl Error {
     pub fn poisons_connection(&self) -> bool {
         matches!(
             self,
-            Self::DatabaseUnavailable { .. }
-                | Self::StatementTimeout { .. }
-                | Self::DatabaseFailed { .. }
-                | Self::UserTooLarge { .. }
+            Self::DatabaseUnavailable(_)
+                | Self::StatementTimeout(_)
+                | Self::DatabaseFailed(_)
+                | Self::UserTooLarge(_)
         )
     }
+}
+
+const fn refusal(
+    status: u16,
+    errcode: &'static str,
+    soft_logout: Option<bool>,
+    text: &'static str,
+) -> Error {
+    Error::Refusal(Refusal { status, errcode, soft_logout, text: Cow::Borrowed(text) })
+}
+
+fn invalid_param(text: String) -> Error {
+    let text = text.into();
+    Error::Refusal(Refusal { status: 400, errcode: "M_INVALID_PARAM", soft_logout: None, text })
 }
 
 /// An error's text, and those of what is behind it.
@@ -269,7 +230,7 @@ mod tests {
                 Error::HomeserverUnavailable(cause()),
                 "asking the homeserver: it answered with status 401",
             ),
-            (Error::UserNotFound, "what MAS says: User not found"),
+            (Error::USER_NOT_FOUND, "what MAS says: User not found"),
         ] {
             assert_eq!(error.cause().as_deref(), Some(expected));
         }

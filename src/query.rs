@@ -1,5 +1,7 @@
 //! The query string, read once: [`Args`] splits it, [`MediaUsageQuery`] is what it asks for.
 
+use std::collections::BTreeMap;
+
 use percent_encoding::percent_decode;
 use serde::Serialize;
 
@@ -12,38 +14,32 @@ use crate::error::Error;
 /// item without `=` has the empty value, `+` is a space, an invalid `%` escape stays as it is.
 /// The values stay bytes because invalid UTF-8 in `search_term` is refused, not replaced (D2).
 #[derive(Clone, Default)]
-pub struct Args {
-    /// `access_token`; a secret.
-    pub access_token: Option<Vec<u8>>,
-    order_by: Option<Vec<u8>>,
-    dir: Option<Vec<u8>>,
-    from: Option<Vec<u8>>,
-    limit: Option<Vec<u8>>,
-    from_ts: Option<Vec<u8>>,
-    until_ts: Option<Vec<u8>>,
-    search_term: Option<Vec<u8>>,
-}
+pub struct Args(BTreeMap<&'static str, Vec<u8>>);
 
 impl Args {
+    const NAMES: [&str; 8] =
+        ["access_token", "order_by", "dir", "from", "limit", "from_ts", "until_ts", "search_term"];
+
     /// Reads a query string, which is what follows the first `?` of the request line.
     pub fn parse(query: &str) -> Self {
-        let mut args = Self::default();
+        let mut args = BTreeMap::new();
         for item in query.split('&').filter(|item| !item.is_empty()) {
             let (name, value) = item.split_once('=').unwrap_or((item, ""));
-            let slot = match &*form_decode(name) {
-                b"access_token" => &mut args.access_token,
-                b"order_by" => &mut args.order_by,
-                b"dir" => &mut args.dir,
-                b"from" => &mut args.from,
-                b"limit" => &mut args.limit,
-                b"from_ts" => &mut args.from_ts,
-                b"until_ts" => &mut args.until_ts,
-                b"search_term" => &mut args.search_term,
-                _ => continue,
-            };
-            slot.get_or_insert_with(|| form_decode(value));
+            let name = form_decode(name);
+            if let Some(name) = Self::NAMES.iter().find(|known| known.as_bytes() == name) {
+                args.entry(*name).or_insert_with(|| form_decode(value));
+            }
         }
-        args
+        Self(args)
+    }
+
+    /// The value of `access_token`; a secret.
+    pub fn access_token(&self) -> Option<&[u8]> {
+        self.get("access_token")
+    }
+
+    fn get(&self, name: &str) -> Option<&[u8]> {
+        self.0.get(name).map(Vec::as_slice)
     }
 }
 
@@ -78,31 +74,31 @@ impl MediaUsageQuery {
     ///
     /// The 400s of [`Error`].
     pub fn parse(args: &Args) -> Result<Self, Error> {
-        let order_by = match args.order_by.as_deref() {
+        let order_by = match args.get("order_by") {
             None | Some(b"user_id") => OrderBy::UserId,
             Some(b"displayname") => OrderBy::Displayname,
             Some(b"media_length") => OrderBy::MediaLength,
             Some(b"media_count") => OrderBy::MediaCount,
             Some(_) => {
-                return Err(Error::NotOneOf {
-                    parameter: "order_by",
-                    allowed: "['media_length', 'media_count', 'user_id', 'displayname']",
-                });
+                return Err(Error::not_one_of(
+                    "order_by",
+                    "['media_length', 'media_count', 'user_id', 'displayname']",
+                ));
             }
         };
-        let from = natural("from", args.from.as_deref())?;
-        let limit = natural("limit", args.limit.as_deref())?;
-        let from_ts = natural("from_ts", args.from_ts.as_deref())?.unwrap_or(0);
-        let until_ts = natural("until_ts", args.until_ts.as_deref())?;
+        let from = natural("from", args)?;
+        let limit = natural("limit", args)?;
+        let from_ts = natural("from_ts", args)?.unwrap_or(0);
+        let until_ts = natural("until_ts", args)?;
         if until_ts.is_some_and(|until_ts| until_ts <= from_ts) {
-            return Err(Error::UntilNotAfterFrom);
+            return Err(Error::UNTIL_NOT_AFTER_FROM);
         }
-        let search_term = args.search_term.as_deref().map(SearchTerm::parse).transpose()?;
-        let dir = match args.dir.as_deref() {
+        let search_term = args.get("search_term").map(SearchTerm::parse).transpose()?;
+        let dir = match args.get("dir") {
             None | Some(b"f") => Direction::Forwards,
             Some(b"b") => Direction::Backwards,
             Some(_) => {
-                return Err(Error::NotOneOf { parameter: "dir", allowed: "['b', 'f']" });
+                return Err(Error::not_one_of("dir", "['b', 'f']"));
             }
         };
         Ok(Self {
@@ -178,12 +174,12 @@ pub struct SearchTerm(String);
 
 impl SearchTerm {
     fn parse(bytes: &[u8]) -> Result<Self, Error> {
-        let term = str::from_utf8(bytes).map_err(|_| Error::SearchTermNotUtf8)?;
+        let term = str::from_utf8(bytes).map_err(|_| Error::SEARCH_TERM_NOT_UTF8)?;
         if term.contains('\0') {
-            return Err(Error::SearchTermWithNul);
+            return Err(Error::SEARCH_TERM_WITH_NUL);
         }
         if term.is_empty() {
-            return Err(Error::EmptySearchTerm);
+            return Err(Error::EMPTY_SEARCH_TERM);
         }
         Ok(Self(term.to_owned()))
     }
@@ -200,11 +196,11 @@ impl std::fmt::Debug for SearchTerm {
     }
 }
 
-/// Reads an integer from 0 on as Python's `int` reads bytes: ASCII blanks around, one sign, digits
+/// Reads a parameter, an integer from 0 on, as Python's `int` reads bytes: ASCII blanks around, one sign, digits
 /// with single `_` between them. What PostgreSQL's `bigint` cannot hold counts as 2^63-1 (D4).
-fn natural(parameter: &'static str, value: Option<&[u8]>) -> Result<Option<i64>, Error> {
-    let Some(value) = value else { return Ok(None) };
-    let not_an_integer = || Error::NotAnInteger(parameter);
+fn natural(parameter: &str, args: &Args) -> Result<Option<i64>, Error> {
+    let Some(value) = args.get(parameter) else { return Ok(None) };
+    let not_an_integer = || Error::not_an_integer(parameter);
     let text = str::from_utf8(value).map_err(|_| not_an_integer())?;
     let text = text.trim_matches([' ', '\t', '\n', '\r', '\x0b', '\x0c']);
     let (negative, text) = match text.strip_prefix('-') {
@@ -222,7 +218,7 @@ fn natural(parameter: &'static str, value: Option<&[u8]>) -> Result<Option<i64>,
         }
     }
     if negative && number > 0 {
-        return Err(Error::NegativeInteger(parameter));
+        return Err(Error::negative_integer(parameter));
     }
     Ok(Some(number))
 }
@@ -277,14 +273,14 @@ mod tests {
         ] {
             assert_eq!(
                 parse(&format!("limit={text}")),
-                Err(Error::NotAnInteger("limit")),
+                Err(Error::not_an_integer("limit")),
                 "{text}"
             );
         }
         for text in ["-1", "-1_0", "-99999999999999999999"] {
             assert_eq!(
                 parse(&format!("from={text}")),
-                Err(Error::NegativeInteger("from")),
+                Err(Error::negative_integer("from")),
                 "{text}"
             );
         }
@@ -295,15 +291,15 @@ mod tests {
         let window = |query: &str| parse(query).map(|it| (it.window.after, it.window.until));
         assert_eq!(window("from_ts=0"), Ok((None, None)));
         assert_eq!(window("from_ts=1"), Ok((Some(0), None)));
-        assert_eq!(window("until_ts=0"), Err(Error::UntilNotAfterFrom));
-        assert_eq!(window("from_ts=5&until_ts=5"), Err(Error::UntilNotAfterFrom));
+        assert_eq!(window("until_ts=0"), Err(Error::UNTIL_NOT_AFTER_FROM));
+        assert_eq!(window("from_ts=5&until_ts=5"), Err(Error::UNTIL_NOT_AFTER_FROM));
         for largest in ["9223372036854775807", "9223372036854775808", "100000000000000000000"] {
             let from_ts = format!("from_ts={largest}");
             assert_eq!(window(&from_ts), Ok((Some(i64::MAX - 1), None)));
             let until_ts = format!("until_ts={largest}");
             assert_eq!(window(&until_ts), Ok((None, Some(i64::MAX))));
             let both = format!("{from_ts}&until_ts=200000000000000000000");
-            assert_eq!(window(&both), Err(Error::UntilNotAfterFrom));
+            assert_eq!(window(&both), Err(Error::UNTIL_NOT_AFTER_FROM));
         }
     }
 
@@ -316,9 +312,9 @@ mod tests {
         assert_eq!(term("&&search_term=a;b&"), found("a;b"));
         assert_eq!(term("search_term=a=b"), found("a=b"));
         assert_eq!(term("search%5Fterm=a&search_term=b"), found("a"));
-        assert_eq!(term("search_term"), Err(Error::EmptySearchTerm));
-        assert_eq!(term("search_term=%ED%A0%80"), Err(Error::SearchTermNotUtf8));
-        assert_eq!(term("search_term=%00"), Err(Error::SearchTermWithNul));
+        assert_eq!(term("search_term"), Err(Error::EMPTY_SEARCH_TERM));
+        assert_eq!(term("search_term=%ED%A0%80"), Err(Error::SEARCH_TERM_NOT_UTF8));
+        assert_eq!(term("search_term=%00"), Err(Error::SEARCH_TERM_WITH_NUL));
     }
 
     #[test]

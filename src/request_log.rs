@@ -121,7 +121,7 @@ impl RequestLog<'_> {
             "kind": self.kind,
             "method": method(self.method),
             "status": self.status,
-            "errcode": self.error().map(Error::errcode),
+            "errcode": self.error().map(|error| error.answer().errcode),
             "cause": self.error().and_then(Error::cause),
             "order_by": query.map(|query| query.order_by),
             "dir": query.map(|query| query.dir),
@@ -149,23 +149,24 @@ impl RequestLog<'_> {
     fn add_metrics(&self, line: &mut Value, function_name: &str) {
         let is_unavailable = matches!(self.error(), Some(Error::DatabaseUnavailable { .. }));
         let is_server_error = self.status >= 500 && !self.is_replica_behind();
-        let mut names = vec![json!({ "Name": "Requests", "Unit": "Count" })];
-        let mut metric = |name: &str, unit: &str, value: f64| {
-            names.push(json!({ "Name": name, "Unit": unit }));
-            line[name] = value.into();
-        };
-        metric("TotalTime", "Milliseconds", ms(self.total));
-        if let Some(database) = self.outcome.phases.database {
-            metric("DatabaseTime", "Milliseconds", ms(database));
-        }
-        for (name, count) in [
-            ("ColdStarts", self.cold_start.into()),
-            ("Retries", self.outcome.phases.retries),
-            ("DatabaseUnavailable", is_unavailable.into()),
-            ("ReplicaBehind", self.is_replica_behind().into()),
-            ("ServerErrors", is_server_error.into()),
-        ] {
-            metric(name, "Count", count.into());
+        let database = self.outcome.phases.database;
+        let count = |is: bool| Some(f64::from(u8::from(is)));
+        let metrics = [
+            ("Requests", "Count", Some(1.0)),
+            ("TotalTime", "Milliseconds", Some(ms(self.total))),
+            ("DatabaseTime", "Milliseconds", database.map(ms)),
+            ("ColdStarts", "Count", count(self.cold_start)),
+            ("Retries", "Count", Some(self.outcome.phases.retries.into())),
+            ("DatabaseUnavailable", "Count", count(is_unavailable)),
+            ("ReplicaBehind", "Count", count(self.is_replica_behind())),
+            ("ServerErrors", "Count", count(is_server_error)),
+        ];
+        let mut names = Vec::new();
+        for (name, unit, value) in metrics {
+            if let Some(value) = value {
+                names.push(json!({ "Name": name, "Unit": unit }));
+                line[name] = value.into();
+            }
         }
         let requests = json!([{ "Name": "Requests", "Unit": "Count" }]);
         let directive = |dimensions: &[&str], metrics: Value| json!({ "Namespace": "SynapseMediaUsage", "Dimensions": [dimensions], "Metrics": metrics });
@@ -173,13 +174,12 @@ impl RequestLog<'_> {
             directive(&["FunctionName"], names.into()),
             directive(&["FunctionName", "Status"], requests.clone()),
         ];
-        if let Some(errcode) = self.error().map(Error::errcode) {
+        if let Some(errcode) = self.error().map(|error| error.answer().errcode) {
             directives.push(directive(&["FunctionName", "Errcode"], requests));
             line["Errcode"] = errcode.into();
         }
         line["FunctionName"] = function_name.into();
         line["Status"] = self.status.to_string().into();
-        line["Requests"] = 1.into();
         line["_aws"] = json!({ "Timestamp": self.unix_ms, "CloudWatchMetrics": directives });
     }
 }
@@ -199,18 +199,10 @@ fn ms(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e6).round() / 1e3
 }
 
-/// A method by its name, if it is one that has a name: any text can be one.
+/// A method by its name, if it is a usual one: any text can be a method.
 fn method(method: &Method) -> &str {
-    match *method {
-        Method::GET
-        | Method::HEAD
-        | Method::OPTIONS
-        | Method::POST
-        | Method::PUT
-        | Method::PATCH
-        | Method::DELETE => method.as_str(),
-        _ => "other",
-    }
+    let usual = ["GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"];
+    if usual.contains(&method.as_str()) { method.as_str() } else { "other" }
 }
 
 /// What Lambda calls the function.

@@ -139,8 +139,8 @@ impl Service {
             (&Method::GET | &Method::HEAD, PATH) => {
                 self.backends.as_ref().map(Some).ok_or(Error::Misconfigured)
             }
-            (_, PATH) => Err(Error::MethodNotAllowed),
-            _ => Err(Error::NoSuchEndpoint),
+            (_, PATH) => Err(Error::METHOD_NOT_ALLOWED),
+            _ => Err(Error::NO_SUCH_ENDPOINT),
         }
     }
 }
@@ -201,31 +201,32 @@ async fn timed<T>(future: impl Future<Output = T>) -> (T, Duration) {
 /// The response to a request, with the page's body taken out of the outcome.
 fn response(request: &Request, outcome: &mut Outcome) -> Response<Body> {
     let (status, body) = match &mut outcome.answer {
-        Ok(Some(page)) => (StatusCode::OK, take(&mut page.body)),
-        Ok(None) => return with_cors(Response::new(Body::Empty), StatusCode::NO_CONTENT),
-        Err(error) => (
-            StatusCode::from_u16(error.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
-            error.body(),
-        ),
+        Ok(Some(page)) => (200, take(&mut page.body)),
+        Ok(None) => return with_cors(Response::new(Body::Empty), 204),
+        Err(error) => (error.answer().status, error.body()),
     };
     let body = if request.method() == Method::HEAD { Body::Empty } else { Body::Text(body) };
     let mut response = with_cors(Response::new(body), status);
+    let retry_after = match status {
+        429 => Some("1"),
+        503 => Some("5"),
+        _ => None,
+    };
     for (name, value) in [
-        (header::CONTENT_TYPE, "application/json"),
-        (header::CACHE_CONTROL, "no-cache, no-store, must-revalidate"),
+        (header::CONTENT_TYPE, Some("application/json")),
+        (header::CACHE_CONTROL, Some("no-cache, no-store, must-revalidate")),
+        (header::RETRY_AFTER, retry_after),
     ] {
-        response.headers_mut().insert(name, HeaderValue::from_static(value));
-    }
-    if let Some(seconds) = outcome.answer.as_ref().err().and_then(Error::retry_after) {
-        response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+        value.map(|value| response.headers_mut().insert(name, HeaderValue::from_static(value)));
     }
     response
 }
 
 /// Synapse's CORS headers (`set_cors_headers` in `synapse/http/server.py`), which browsers need
 /// on every answer: without them an admin UI cannot even read an error.
-fn with_cors(mut response: Response<Body>, status: StatusCode) -> Response<Body> {
-    *response.status_mut() = status;
+fn with_cors(mut response: Response<Body>, status: u16) -> Response<Body> {
+    *response.status_mut() =
+        StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     for (name, value) in [
         (header::ACCESS_CONTROL_ALLOW_ORIGIN, "*"),
         (header::ACCESS_CONTROL_ALLOW_METHODS, "GET, HEAD, POST, PUT, DELETE, OPTIONS"),

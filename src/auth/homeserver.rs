@@ -11,7 +11,10 @@ use serde::Deserialize;
 use url::Url;
 
 use super::{AccessToken, object};
-use crate::{client::Client, error::Error};
+use crate::{
+    client::Client,
+    error::{Error, Refusal},
+};
 
 /// How many questions may be asked at once.
 const MOST_QUESTIONS: i64 = 10;
@@ -56,7 +59,7 @@ pub struct Owner {
 
 /// The spec's standard error response.
 #[derive(Deserialize)]
-struct Refusal {
+struct RefusalBody {
     errcode: String,
     error: String,
     soft_logout: Option<bool>,
@@ -73,7 +76,7 @@ impl Homeserver {
         Ok(Self {
             client: Client::new()?,
             whoami: format!("{base}/_matrix/client/v3/account/whoami"),
-            questions: Mutex::new(Questions { left: MOST_QUESTIONS, at_ms: 0 }),
+            questions: Mutex::new(Questions::default()),
         })
     }
 
@@ -81,20 +84,20 @@ impl Homeserver {
     ///
     /// # Errors
     ///
-    /// [`Error::HomeserverRefused`] with the homeserver's own words about the token or its user;
-    /// [`Error::HomeserverUnavailable`] for any other answer; [`Error::TooManyUnknownTokens`] if
+    /// [`Error::Refusal`] with the homeserver's own words about the token or its user;
+    /// [`Error::HomeserverUnavailable`] for any other answer; [`Error::TOO_MANY_UNKNOWN_TOKENS`] if
     /// more than ten tokens at once, and one a second since, turned out to be bad;
-    /// [`Error::UnknownToken`] for one that no header can carry.
+    /// [`Error::UNKNOWN_TOKEN`] for one that no header can carry.
     pub async fn whoami(&self, token: &AccessToken, now_ms: i64) -> Result<Owner, Error> {
         // Synapse makes no such token, and a header with one could say more than was meant.
         let is_plain = !token.0.is_empty() && token.0.bytes().all(|byte| byte.is_ascii_graphic());
         let mut bearer = HeaderValue::from_str(&format!("Bearer {}", token.0))
             .ok()
             .filter(|_| is_plain)
-            .ok_or(Error::UnknownToken)?;
+            .ok_or(Error::UNKNOWN_TOKEN)?;
         bearer.set_sensitive(true);
         if !self.questions().take(now_ms) {
-            return Err(Error::TooManyUnknownTokens);
+            return Err(Error::TOO_MANY_UNKNOWN_TOKENS);
         }
         let request = Request::get(&self.whoami)
             .header(AUTHORIZATION, bearer)
@@ -119,15 +122,15 @@ impl Homeserver {
                 Ok(owner)
             }
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                let refusal: Refusal = object(&body).ok_or_else(rubbish)?;
+                let refusal: RefusalBody = object(&body).ok_or_else(rubbish)?;
                 let errcode = REFUSALS.iter().find(|errcode| **errcode == refusal.errcode);
                 let errcode = errcode.ok_or_else(|| not_about_the_token(status, &refusal))?;
-                Err(Error::HomeserverRefused {
+                Err(Error::Refusal(Refusal {
                     status: status.as_u16(),
                     errcode,
-                    message: refusal.error.chars().take(LONGEST_MESSAGE).collect(),
                     soft_logout: refusal.soft_logout,
-                })
+                    text: refusal.error.chars().take(LONGEST_MESSAGE).collect::<String>().into(),
+                }))
             }
             _ => Err(rubbish()),
         }
@@ -140,7 +143,7 @@ impl Homeserver {
 
 /// A refusal that does not speak of the token: of a homeserver that never got it, or of what stands
 /// before the homeserver.
-fn not_about_the_token(status: StatusCode, refusal: &Refusal) -> Error {
+fn not_about_the_token(status: StatusCode, refusal: &RefusalBody) -> Error {
     let errcode = Some(&*refusal.errcode).filter(|it| is_errcode(it)).unwrap_or("no errcode");
     let look = match errcode {
         "M_MISSING_TOKEN" => "a proxy on the way drops the Authorization header",
@@ -158,31 +161,27 @@ fn is_errcode(text: &str) -> bool {
     (1..=100).contains(&text.len()) && text.contains('_') && text.bytes().all(of_errcode)
 }
 
-/// How many questions are left. Without a bound a flood of bad tokens here would be one there.
-#[derive(Debug)]
+/// How many questions may be asked. Without a bound a flood of bad tokens here would be one there.
+#[derive(Debug, Default)]
 struct Questions {
-    left: i64,
-    /// The Unix time, in ms, up to which `left` has been counted.
-    at_ms: i64,
+    /// The Unix time, in ms, at which nothing that was asked counts any more.
+    free_ms: i64,
 }
 
 impl Questions {
     fn take(&mut self, now_ms: i64) -> bool {
-        let more = now_ms.saturating_sub(self.at_ms).max(0) / MS_A_QUESTION;
-        self.left = self.left.saturating_add(more).min(MOST_QUESTIONS);
-        if self.left == MOST_QUESTIONS || now_ms < self.at_ms {
-            // Full, or the clock was set back.
-            self.at_ms = now_ms;
-        } else {
-            self.at_ms += more * MS_A_QUESTION;
+        // Never further ahead than all questions reach, because the clock may have been set back.
+        let latest = now_ms.saturating_add(MOST_QUESTIONS * MS_A_QUESTION);
+        self.free_ms = self.free_ms.clamp(now_ms, latest);
+        let may_ask = self.free_ms <= latest - MS_A_QUESTION;
+        if may_ask {
+            self.free_ms += MS_A_QUESTION;
         }
-        let is_left = self.left > 0;
-        self.left -= i64::from(is_left);
-        is_left
+        may_ask
     }
 
     fn give_back(&mut self) {
-        self.left = (self.left + 1).min(MOST_QUESTIONS);
+        self.free_ms -= MS_A_QUESTION;
     }
 }
 
@@ -192,7 +191,7 @@ mod tests {
 
     #[test]
     fn ten_questions_at_once_and_one_a_second() {
-        let mut questions = Questions { left: MOST_QUESTIONS, at_ms: 0 };
+        let mut questions = Questions::default();
         let mut granted = |now_ms, tries| (0..tries).filter(|_| questions.take(now_ms)).count();
         assert_eq!(granted(1_000_000, 100), 10);
         assert_eq!(granted(1_000_999, 100), 0);

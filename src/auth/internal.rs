@@ -27,13 +27,13 @@ pub(super) async fn admin(
             Some(user) => {
                 let valid_until_ms: Option<i64> = user.try_get("valid_until_ms").map_err(column)?;
                 if valid_until_ms.is_some_and(|valid_until_ms| valid_until_ms < now_ms) {
-                    return Err(Error::ExpiredToken);
+                    return Err(Error::EXPIRED_TOKEN);
                 }
                 user
             }
             // One of the last seconds, an application service's, or none at all.
             None if may_ask => return Ok(None),
-            None => return Err(Error::UnknownToken),
+            None => return Err(Error::UNKNOWN_TOKEN),
         }
     };
     // The homeserver vouches for this login, so what the replica says against it is old. The sender
@@ -45,28 +45,28 @@ pub(super) async fn admin(
     // Synapse parses the name before it looks at the flags (`UserID.from_string`).
     let user_id: &str = user.try_get("name").map_err(column)?;
     let Some(rest) = user_id.strip_prefix('@') else {
-        return Err(Error::UserIdWithoutSigil);
+        return Err(Error::USER_ID_WITHOUT_SIGIL);
     };
     if !rest.contains(':') {
-        return Err(Error::UserIdWithoutServerName);
+        return Err(Error::USER_ID_WITHOUT_SERVER_NAME);
     }
     if user.try_get("locked").map_err(column)? {
-        return Err(refusal(Error::UserLocked, "it has the user locked"));
+        return Err(refusal(Error::USER_LOCKED, "it has the user locked"));
     }
     if account_validity {
         let query = sqlx::query(&connection.statements.account_validity).bind(user_id);
         if let Some(account) = connection.row("looking up an account's validity", query).await? {
             let expiration_ts_ms: i64 = account.try_get("expiration_ts_ms").map_err(column)?;
             if expiration_ts_ms <= now_ms {
-                return Err(refusal(Error::AccountExpired, "it has the account expired"));
+                return Err(refusal(Error::ACCOUNT_EXPIRED, "it has the account expired"));
             }
         }
     }
     if user.try_get("is_guest").map_err(column)? {
-        return Err(refusal(Error::GuestAccessForbidden, "it has the user as a guest"));
+        return Err(refusal(Error::GUEST_ACCESS_FORBIDDEN, "it has the user as a guest"));
     }
     if !user.try_get::<bool, _>("admin").map_err(column)? {
-        return Err(refusal(Error::NotAnAdmin, "it has the user as no admin"));
+        return Err(refusal(Error::NOT_AN_ADMIN, "it has the user as no admin"));
     }
     Ok(Some(Admin(())))
 }

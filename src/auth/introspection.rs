@@ -53,7 +53,7 @@ impl Introspection {
     ///
     /// # Errors
     ///
-    /// [`Error::TokenNotActive`]; [`Error::IntrospectionFailed`] for what is no introspection.
+    /// [`Error::TOKEN_NOT_ACTIVE`]; [`Error::IntrospectionFailed`] for what is no introspection.
     pub fn read(status: StatusCode, body: &[u8], now_ms: i64) -> Result<Self, Error> {
         if !status.is_success() {
             return Err(Error::IntrospectionFailed(format!("it answered with status {status}")));
@@ -68,7 +68,7 @@ impl Introspection {
             })?),
         };
         if !answer.active {
-            return Err(Error::TokenNotActive);
+            return Err(Error::TOKEN_NOT_ACTIVE);
         }
         let scope = answer.scope.unwrap_or_default();
         Ok(Self {
@@ -85,7 +85,7 @@ impl Introspection {
     ///
     /// # Errors
     ///
-    /// [`Error::MultipleDeviceIds`], [`Error::InvalidDeviceId`].
+    /// [`Error::MULTIPLE_DEVICE_IDS`], [`Error::INVALID_DEVICE_ID`].
     pub fn device_id(&self) -> Result<Option<String>, Error> {
         let device_id = if let Some(device_id) = &self.device_id {
             device_id.as_str()
@@ -99,11 +99,11 @@ impl Introspection {
             match (device_ids.pop_first(), device_ids.is_empty()) {
                 (None, _) => return Ok(None),
                 (Some(device_id), true) => device_id,
-                (Some(_), false) => return Err(Error::MultipleDeviceIds),
+                (Some(_), false) => return Err(Error::MULTIPLE_DEVICE_IDS),
             }
         };
         if !(1..=255).contains(&device_id.chars().count()) || device_id.contains('\0') {
-            return Err(Error::InvalidDeviceId);
+            return Err(Error::INVALID_DEVICE_ID);
         }
         Ok(Some(device_id.to_owned()))
     }
@@ -165,13 +165,13 @@ mod tests {
             assert_eq!(device(&scope, None), Ok(Some("AB".to_owned())));
         }
         let several = format!("{stable}AB {unstable}CD");
-        assert_eq!(device(&several, None), Err(Error::MultipleDeviceIds));
+        assert_eq!(device(&several, None), Err(Error::MULTIPLE_DEVICE_IDS));
         assert_eq!(device(&several, Some("EF")), Ok(Some("EF".to_owned())));
-        assert_eq!(device(stable, None), Err(Error::InvalidDeviceId));
-        assert_eq!(device("", Some("")), Err(Error::InvalidDeviceId));
+        assert_eq!(device(stable, None), Err(Error::INVALID_DEVICE_ID));
+        assert_eq!(device("", Some("")), Err(Error::INVALID_DEVICE_ID));
         let longest = "é".repeat(255);
         assert_eq!(device("", Some(&longest)), Ok(Some(longest.clone())));
-        assert_eq!(device("", Some(&format!("{longest}x"))), Err(Error::InvalidDeviceId));
+        assert_eq!(device("", Some(&format!("{longest}x"))), Err(Error::INVALID_DEVICE_ID));
     }
 
     #[test]
@@ -183,7 +183,7 @@ mod tests {
         let read = |body: &str| read_bytes(body.as_bytes());
         assert_eq!(read(r#" {"active":true,"username":"a","x":[7]}"#), Ok(Some("a".to_owned())));
         assert_eq!(read(r#"{"active":true,"username":null}"#), Ok(None));
-        assert_eq!(read(r#"{"active":false}"#), Err(Error::TokenNotActive));
+        assert_eq!(read(r#"{"active":false}"#), Err(Error::TOKEN_NOT_ACTIVE));
         for wrong in [
             "",
             "7",

@@ -81,7 +81,7 @@ impl Mas {
     ///
     /// # Errors
     ///
-    /// [`Error::TokenNotActive`], [`Error::IntrospectionFailed`].
+    /// [`Error::TOKEN_NOT_ACTIVE`], [`Error::IntrospectionFailed`].
     pub async fn introspect(
         &self,
         token: &AccessToken,
@@ -92,7 +92,7 @@ impl Mas {
             None => self.ask(token, now_ms).await?,
         };
         if introspection.has_expired(now_ms) {
-            return Err(Error::TokenNotActive);
+            return Err(Error::TOKEN_NOT_ACTIVE);
         }
         Ok(introspection)
     }
@@ -204,12 +204,12 @@ impl Mas {
         may_ask: bool,
     ) -> Result<Option<Admin>, Error> {
         if !introspection.is_for_client_api() {
-            return Err(Error::TokenWithoutClientScope);
+            return Err(Error::TOKEN_WITHOUT_CLIENT_SCOPE);
         }
-        let username = introspection.username.as_ref().ok_or(Error::InvalidUsernameClaim)?;
+        let username = introspection.username.as_ref().ok_or(Error::INVALID_USERNAME_CLAIM)?;
         if username.contains('\0') {
             // No text in PostgreSQL can have it.
-            return Err(Error::UserNotFound);
+            return Err(Error::USER_NOT_FOUND);
         }
         let user_id = format!("@{username}:{}", self.config.server_name);
         let device_id = introspection.device_id();
@@ -230,7 +230,7 @@ impl Mas {
             }
         }
         if !introspection.is_for_admin() {
-            return Err(Error::NotAnAdmin);
+            return Err(Error::NOT_AN_ADMIN);
         }
         Ok(Some(Admin(())))
     }
@@ -251,8 +251,8 @@ impl Mas {
         let user_is_known: bool = found.try_get("user_is_known").map_err(column)?;
         let device_is_known: bool = found.try_get("device_is_known").map_err(column)?;
         Ok(match (user_is_known, device_is_known) {
-            (false, _) => Some(Error::UserNotFound),
-            (true, false) if device_id.is_some() => Some(Error::TokenNotActive),
+            (false, _) => Some(Error::USER_NOT_FOUND),
+            (true, false) if device_id.is_some() => Some(Error::TOKEN_NOT_ACTIVE),
             _ => None,
         })
     }

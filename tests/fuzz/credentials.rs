@@ -8,21 +8,21 @@ pub fn token<'a>(
     parameter: Option<&'a [u8]>,
 ) -> Result<&'a [u8], Error> {
     let token = match (authorizations, parameter) {
-        ([], None) => return Err(Error::MissingToken),
+        ([], None) => return Err(Error::MISSING_TOKEN),
         ([], Some(token)) => token,
-        (_, Some(_)) => return Err(Error::MixedCredentials),
+        (_, Some(_)) => return Err(Error::MIXED_CREDENTIALS),
         ([authorization], None) => {
             let parts: Vec<_> = trim(authorization).split(|byte| *byte == b' ').collect();
             match parts[..] {
                 [b"Bearer", token] if !token.is_empty() => token,
-                _ => return Err(Error::InvalidAuthorizationHeader),
+                _ => return Err(Error::INVALID_AUTHORIZATION_HEADER),
             }
         }
-        (_, None) => return Err(Error::TooManyAuthorizationHeaders),
+        (_, None) => return Err(Error::TOO_MANY_AUTHORIZATION_HEADERS),
     };
     // No token in the database has such bytes (D8).
     if token.contains(&0) || str::from_utf8(token).is_err() {
-        return Err(Error::UnknownToken);
+        return Err(Error::UNKNOWN_TOKEN);
     }
     Ok(token)
 }

@@ -132,7 +132,7 @@ fn compare(gateway: Gateway, case: &Case, request: &Request) {
     let is_joined =
         authorizations.len() > 1 || authorizations.iter().any(|value| value.contains(&b','));
     if kind(gateway) == Kind::HttpApi && is_joined && sent.access_token.is_none() {
-        expected = Err(Error::InvalidAuthorizationHeader);
+        expected = Err(Error::INVALID_AUTHORIZATION_HEADER);
     }
     let token = AccessToken::from_request(request.headers(), &args);
     let token = token.as_ref().map(|token| token.expose().as_bytes());
@@ -171,9 +171,9 @@ fn answer(event: impl Fn() -> Event) {
     let parameters = MediaUsageQuery::parse(&args);
     assert!(parameters.is_ok_and(|query| query.from >= 0) || !raw_query(&request).is_empty());
     let error = if request.raw_http_path() != PATH {
-        Error::NoSuchEndpoint
+        Error::NO_SUCH_ENDPOINT
     } else if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        Error::MethodNotAllowed
+        Error::METHOD_NOT_ALLOWED
     } else {
         token.as_ref().err().cloned().unwrap_or(Error::Misconfigured)
     };

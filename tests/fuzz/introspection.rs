@@ -46,7 +46,7 @@ fuzz_target!(|data: &[u8]| -> Corpus {
                 assert_eq!(introspection.until_ms, end.as_ref().map(clamped));
             }
         }
-        (Err(Error::TokenNotActive), Expected::Inactive) => {}
+        (Err(Error::TOKEN_NOT_ACTIVE), Expected::Inactive) => {}
         (Err(error @ Error::IntrospectionFailed { .. }), Expected::Failure) => {
             assert_eq!(error.status(), 503);
             assert!(!error.body().contains("answer"), "the cause is for the log");
@@ -112,12 +112,12 @@ fn device_id(named: Option<String>, scope: &BTreeSet<&str>) -> Result<Option<Str
         match devices.len() {
             0 => return Ok(None),
             1 => devices.into_iter().collect(),
-            _ => return Err(Error::MultipleDeviceIds),
+            _ => return Err(Error::MULTIPLE_DEVICE_IDS),
         }
     };
     // NUL is ours: no text in PostgreSQL has it.
     if device_id.is_empty() || device_id.chars().count() > 255 || device_id.contains('\0') {
-        return Err(Error::InvalidDeviceId);
+        return Err(Error::INVALID_DEVICE_ID);
     }
     Ok(Some(device_id))
 }

@@ -73,40 +73,37 @@ fn expected(form: &form::Form) -> Result<Expected<'_>, Error> {
         Some(b"media_length") => OrderBy::MediaLength,
         Some(b"media_count") => OrderBy::MediaCount,
         Some(_) => {
-            return Err(Error::NotOneOf {
-                parameter: "order_by",
-                allowed: "['media_length', 'media_count', 'user_id', 'displayname']",
-            });
+            return Err(Error::not_one_of("order_by", "['media_length', 'media_count', 'user_id', 'displayname']"));
         }
     };
     let natural = |name| -> Result<Option<BigInt>, Error> {
         let Some(text) = value(name) else { return Ok(None) };
-        let number = python_int(text).ok_or(Error::NotAnInteger(name))?;
-        if number < BigInt::ZERO { Err(Error::NegativeInteger(name)) } else { Ok(Some(number)) }
+        let number = python_int(text).ok_or(Error::not_an_integer(name))?;
+        if number < BigInt::ZERO { Err(Error::negative_integer(name)) } else { Ok(Some(number)) }
     };
     let from = natural("from")?.unwrap_or_default();
     let limit = natural("limit")?.unwrap_or_else(|| 100.into());
     let from_ts = natural("from_ts")?.unwrap_or_default();
     let until_ts = natural("until_ts")?;
     if until_ts.as_ref().is_some_and(|until_ts| *until_ts <= from_ts) {
-        return Err(Error::UntilNotAfterFrom);
+        return Err(Error::UNTIL_NOT_AFTER_FROM);
     }
     let search_term = value("search_term");
     if let Some(term) = search_term {
         if str::from_utf8(term).is_err() {
-            return Err(Error::SearchTermNotUtf8);
+            return Err(Error::SEARCH_TERM_NOT_UTF8);
         }
         if term.contains(&0) {
-            return Err(Error::SearchTermWithNul);
+            return Err(Error::SEARCH_TERM_WITH_NUL);
         }
         if term.is_empty() {
-            return Err(Error::EmptySearchTerm);
+            return Err(Error::EMPTY_SEARCH_TERM);
         }
     }
     let dir = match value("dir") {
         None | Some(b"f") => Direction::Forwards,
         Some(b"b") => Direction::Backwards,
-        Some(_) => return Err(Error::NotOneOf { parameter: "dir", allowed: "['b', 'f']" }),
+        Some(_) => return Err(Error::not_one_of("dir", "['b', 'f']")),
     };
     Ok(Expected { order_by, dir, from, limit, from_ts, until_ts, search_term })
 }
