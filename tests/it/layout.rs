@@ -7,7 +7,7 @@ use crate::support::{project, read};
 
 /// A module may import from those before it. On one level they may not import each other.
 const LEVELS: [&[&str]; 9] = [
-    &["error"],
+    &["error", "hidden"],
     &["query", "page", "config", "log", "aws", "client"],
     &["statement", "credentials"],
     &["postgres", "gateway"],
@@ -31,12 +31,12 @@ fn level(module: &str) -> usize {
 /// Module names and sources, without their tests.
 fn sources() -> Vec<(String, String)> {
     let mut sources = Vec::new();
-    for folder in ["src", "src/auth"] {
+    for folder in ["src", "src/auth", "src/config"] {
         for entry in fs::read_dir(project().join(folder)).unwrap() {
             let path = entry.unwrap().path();
             if path.extension().is_some_and(|extension| extension == "rs") {
                 let name = path.file_stem().unwrap().to_str().unwrap();
-                let module = if folder == "src" { name } else { "auth" };
+                let module = folder.strip_prefix("src/").unwrap_or(name);
                 let source = fs::read_to_string(&path).unwrap();
                 let code = source.split("#[cfg(test)]").next().unwrap();
                 let code: String =
