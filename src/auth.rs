@@ -50,11 +50,13 @@ use self::{
     mas::Mas,
 };
 use crate::{
-    config::Authentication, error::Error, invocation::Invocation, postgres::Connection, query::Args,
+    config::Authentication, error::Error, hidden::Hidden, invocation::Invocation,
+    postgres::Connection, query::Args,
 };
 
-/// An access token as the request carries it. It has no `Display` and its `Debug` shows nothing.
-pub struct AccessToken(String);
+/// An access token as the request carries it.
+#[derive(Debug)]
+pub struct AccessToken(Hidden<String>);
 
 impl AccessToken {
     /// Finds the token in the `Authorization` header or the `access_token` parameter
@@ -79,18 +81,12 @@ impl AccessToken {
         if token.contains('\0') {
             return Err(Error::UNKNOWN_TOKEN);
         }
-        Ok(Self(token.to_owned()))
+        Ok(Self(Hidden(token.to_owned())))
     }
 
     /// The token, to be looked up and for nothing else.
     pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl std::fmt::Debug for AccessToken {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("AccessToken(..)")
+        self.0.expose()
     }
 }
 
@@ -252,7 +248,7 @@ mod tests {
         for authorization in authorizations {
             headers.append(AUTHORIZATION, HeaderValue::from_static(authorization));
         }
-        AccessToken::from_request(&headers, &Args::parse(query)).map(|token| token.0)
+        AccessToken::from_request(&headers, &Args::parse(query)).map(|token| token.0.0)
     }
 
     #[test]
@@ -300,6 +296,7 @@ mod tests {
 
     #[test]
     fn debug_does_not_show_the_token() {
-        assert_eq!(format!("{:?}", AccessToken("secret".to_owned())), "AccessToken(..)");
+        let shown = format!("{:?}", AccessToken(Hidden("secret".to_owned())));
+        assert!(!shown.contains("secret"), "{shown}");
     }
 }

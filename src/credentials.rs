@@ -11,7 +11,8 @@ use sqlx::postgres::PgConnectOptions;
 
 use crate::{
     aws::{Aws, Failure, Stage},
-    config::{Access, Login},
+    config::{Access, Login, check},
+    hidden::Hidden,
 };
 
 /// Where what the URL does not say comes from.
@@ -28,7 +29,7 @@ pub enum Credentials {
         /// What it is called.
         arn: String,
         /// As it was read last.
-        latest: Mutex<Option<Secret>>,
+        latest: Mutex<Option<Access>>,
     },
 }
 
@@ -57,25 +58,22 @@ impl Credentials {
             Self::Iam(aws) => {
                 let (host, port, user) = (url.get_host(), url.get_port(), url.get_username());
                 let token = aws.rds_token(host, port, user, now).await?;
-                Ok(Access { password: Some(token), ..Access::default() })
+                Ok(Hidden([("password".to_owned(), token)].into()))
             }
             Self::Secret { aws, arn, latest } => {
-                if let Some(secret) = lock(latest).clone() {
-                    return Ok(secret.into());
+                if let Some(access) = self.latest() {
+                    return Ok(access);
                 }
-                let secret = read(aws, arn, Stage::Current).await?;
-                *lock(latest) = Some(secret.clone());
-                Ok(secret.into())
+                let access = read(aws, arn, Stage::Current).await?;
+                Ok(lock(latest).insert(access).clone())
             }
         }
     }
 
     /// What was last connected with, if it is a secret.
     pub fn latest(&self) -> Option<Access> {
-        match self {
-            Self::Secret { latest, .. } => lock(latest).clone().map(Access::from),
-            Self::Url | Self::Iam(_) => None,
-        }
+        let Self::Secret { latest, .. } = self else { return None };
+        lock(latest).clone()
     }
 
     /// Forgets what was read, so that it is read again: a secret can name another place as well as
@@ -98,21 +96,17 @@ impl Credentials {
     pub async fn renewed(&self) -> Result<Option<Access>, Failure> {
         let Self::Secret { aws, arn, latest } = self else { return Ok(None) };
         let refused = lock(latest).take();
-        let mut secret = read(aws, arn, Stage::Current).await?;
-        if Some(&secret) == refused.as_ref() {
-            match read(aws, arn, Stage::Pending).await {
-                Ok(pending) => secret = pending,
-                Err(_) => return Ok(None),
-            }
+        let mut access = read(aws, arn, Stage::Current).await?;
+        if Some(&access) == refused.as_ref() {
+            let Ok(pending) = read(aws, arn, Stage::Pending).await else { return Ok(None) };
+            access = pending;
         }
-        *lock(latest) = Some(secret.clone());
-        Ok(Some(secret.into()))
+        Ok(Some(lock(latest).insert(access).clone()))
     }
 }
 
-async fn read(aws: &Aws, arn: &str, stage: Stage) -> Result<Secret, Failure> {
-    Secret::parse(&aws.secret(arn, stage).await?)
-        .map_err(|problem| Failure::Refused(format!("the secret {problem}")))
+async fn read(aws: &Aws, arn: &str, stage: Stage) -> Result<Access, Failure> {
+    parse(&aws.secret(arn, stage).await?).map_err(Failure::Refused)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -120,98 +114,126 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What RDS and its users keep in a secret (AWS Secrets Manager User Guide, "JSON structure of
-/// AWS Secrets Manager database credential secrets").
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret {
-    username: String,
-    password: String,
-    host: Option<String>,
-    port: Option<u16>,
-    dbname: Option<String>,
-}
-
-impl Secret {
-    /// Reads the text of a secret, or says what is wrong with it, quoting nothing.
-    fn parse(text: &str) -> Result<Self, String> {
-        let Ok(Value::Object(fields)) = serde_json::from_str(text) else {
-            return Err("is no JSON object".to_owned());
+/// Reads what RDS and its users keep in a secret (AWS Secrets Manager User Guide, "JSON structure
+/// of AWS Secrets Manager database credential secrets"), or says what is wrong with it, quoting
+/// nothing.
+fn parse(secret: &str) -> Result<Access, String> {
+    let Ok(Value::Object(fields)) = serde_json::from_str(secret) else {
+        return Err("the secret must be a JSON object".to_owned());
+    };
+    let mut access = Access::default();
+    for field in ["username", "password", "host", "port", "dbname"] {
+        let parameter = if field == "username" { "user" } else { field };
+        let must = |must: &str| format!("field `{field}` of the secret {must}");
+        let text = match fields.get(field) {
+            None | Some(Value::Null) => "",
+            Some(Value::String(text)) => text,
+            Some(number @ Value::Number(_)) if field == "port" => &number.to_string(),
+            Some(_) => return Err(must("must be a text")),
         };
-        let text = |name: &str| match fields.get(name) {
-            None | Some(Value::Null) => Ok(None),
-            Some(Value::String(text)) if !text.contains('\0') => {
-                Ok(Some(text.clone()).filter(|text| !text.is_empty()))
-            }
-            Some(_) => Err(format!("has a {name} that is no text")),
+        // A person may have typed these two, or a program that knows only floats.
+        let (kind, text) = match parameter {
+            "port" => ("port", text.strip_suffix(".0").unwrap_or(text).trim()),
+            "host" => ("host", text.trim()),
+            "user" => ("user", text),
+            _ => ("text", text),
         };
-        let needed = |name: &str| text(name)?.ok_or_else(|| format!("has no {name}"));
-        // A number, or a text where a person typed it.
-        let port = match fields.get("port") {
-            None | Some(Value::Null) => None,
-            Some(port) => {
-                let digits = port.as_str().map_or_else(|| port.to_string(), str::to_owned);
-                Some(digits.parse().map_err(|_| "has a port that is none".to_owned())?)
-            }
-        };
-        Ok(Self {
-            username: needed("username")?,
-            password: needed("password")?,
-            host: text("host")?,
-            port,
-            dbname: text("dbname")?,
-        })
-    }
-}
-
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Secret(..)")
-    }
-}
-
-impl From<Secret> for Access {
-    fn from(secret: Secret) -> Self {
-        Self {
-            username: Some(secret.username),
-            password: Some(secret.password),
-            host: secret.host,
-            port: secret.port,
-            dbname: secret.dbname,
+        if !text.is_empty() {
+            check(kind, text).map_err(|problem| must(&problem))?;
+            access.0.insert(parameter.to_owned(), text.to_owned());
+        } else if matches!(field, "username" | "password") {
+            return Err(must("must be there"));
         }
     }
+    Ok(access)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn secret(json: &str) -> Result<Secret, String> {
-        Secret::parse(json)
+    /// The parameters that a secret gives, as texts `name=value`.
+    fn given(secret: &str) -> Result<Vec<String>, String> {
+        let access = parse(secret)?;
+        Ok(access.expose().iter().map(|(name, value)| format!("{name}={value}")).collect())
     }
 
     #[test]
     fn a_secret_is_as_rds_keeps_it() {
         let full = r#"{"engine":"postgres","host":"db.example.org","username":"u","password":"p","dbname":"synapse","port":5432,"dbInstanceIdentifier":"x"}"#;
-        let access = Access::from(secret(full).unwrap());
-        assert_eq!(access.host.as_deref(), Some("db.example.org"));
-        assert_eq!((access.port, access.dbname.as_deref()), (Some(5432), Some("synapse")));
+        let expected =
+            ["dbname=synapse", "host=db.example.org", "password=p", "port=5432", "user=u"];
+        assert_eq!(given(full).unwrap(), expected);
+        assert_eq!(format!("{:?}", parse(full).unwrap()), "Hidden(..)");
         // The one that RDS manages by itself has no more than this.
-        let managed = Access::from(secret(r#"{"username":"u","password":"p"}"#).unwrap());
-        assert_eq!((managed.host, managed.port, managed.dbname), (None, None, None));
-        let typed = secret(r#"{"username":"u","password":"p","port":"5433"}"#).unwrap();
-        assert_eq!(typed.port, Some(5433));
+        let managed = r#"{"username":"u","password":"p"}"#;
+        assert_eq!(given(managed).unwrap(), ["password=p", "user=u"]);
         for (wrong, problem) in [
-            ("hunter2", "is no JSON object"),
-            ("[]", "is no JSON object"),
-            (r#"{"username":"u"}"#, "has no password"),
-            (r#"{"username":"","password":"p"}"#, "has no username"),
-            (r#"{"username":"u","password":5}"#, "has a password that is no text"),
-            (r#"{"username":"u","password":"p","host":5}"#, "has a host that is no text"),
-            (r#"{"username":"u","password":"p","port":"x"}"#, "has a port that is none"),
-            (r#"{"username":"u","password":"p","port":70000}"#, "has a port that is none"),
+            ("hunter2", "the secret must be a JSON object"),
+            ("[]", "the secret must be a JSON object"),
+            (r#"{"username":"u"}"#, "field `password` of the secret must be there"),
+            (r#"{"username":"","password":"p"}"#, "field `username` of the secret must be there"),
+            (r#"{"username":"u","password":5}"#, "field `password` of the secret must be a text"),
+            (
+                r#"{"username":"u","password":"p","host":5}"#,
+                "field `host` of the secret must be a text",
+            ),
+            (
+                r#"{"username":"u","password":"p\u0000"}"#,
+                "field `password` of the secret must be UTF-8 without NUL",
+            ),
         ] {
-            assert_eq!(secret(wrong), Err(problem.to_owned()), "{wrong}");
+            assert_eq!(given(wrong), Err(problem.to_owned()), "{wrong}");
         }
-        assert_eq!(format!("{:?}", secret(full).unwrap()), "Secret(..)");
+    }
+
+    #[test]
+    fn places_are_read_as_a_person_means_them() {
+        let with = |more: &str| given(&format!(r#"{{"username":"u","password":" p ",{more}}}"#));
+        for (port, expected) in [
+            ("5433", Some("port=5433")),
+            (r#""5433""#, Some("port=5433")),
+            (r#"" 5433""#, Some("port=5433")),
+            (r#""5433\n""#, Some("port=5433")),
+            ("5433.0", Some("port=5433")),
+            (r#""5433.0""#, Some("port=5433")),
+            (r#""""#, None),
+            (r#""  ""#, None),
+            ("null", None),
+        ] {
+            let expected = ["password= p "].into_iter().chain(expected).chain(["user=u"]);
+            let expected = expected.map(str::to_owned).collect();
+            assert_eq!(with(&format!(r#""port":{port}"#)), Ok(expected), "{port}");
+        }
+        for port in [r#""x""#, "70000", "0", "-1", "5432.5", r#""54 32""#, r#""hunter2""#] {
+            let problem = "field `port` of the secret must be an integer from 1 to 65535";
+            assert_eq!(with(&format!(r#""port":{port}"#)), Err(problem.to_owned()), "{port}");
+        }
+        for (host, expected) in [
+            ("db.example.org\\n", "db.example.org"),
+            (" my_db ", "my_db"),
+            ("::1", "::1"),
+            ("/run/postgresql", "/run/postgresql"),
+        ] {
+            let expected = [format!("host={expected}"), "password= p ".into(), "user=u".into()];
+            assert_eq!(with(&format!(r#""host":"{host}""#)), Ok(expected.to_vec()));
+        }
+        for host in ["postgres://u:hunter2@db/x", "hunter2@db", "a,b", "db/x", "d b"] {
+            let problem = "field `host` of the secret must be one host name, IP address or directory that starts with /";
+            assert_eq!(with(&format!(r#""host":"{host}""#)), Err(problem.to_owned()), "{host}");
+        }
+    }
+
+    #[test]
+    fn a_username_that_saslprep_refuses_is_refused_by_name() {
+        // A person may have taken the password for the username.
+        for username in ["hunter2\\n", "hunter2\\t", "hunter2\u{e000}", "hunter2\u{5d0}"] {
+            let secret = format!(r#"{{"username":"{username}","password":"media_usage"}}"#);
+            let problem = "field `username` of the secret must be a name that SASLprep permits, without line breaks and tabs";
+            assert_eq!(given(&secret), Err(problem.to_owned()), "{username}");
+        }
+        for username in ["media_usage", "médiä", "a b", "u@tenant", "O'Neill \\\"x\\\""] {
+            assert!(given(&format!(r#"{{"username":"{username}","password":"p"}}"#)).is_ok());
+        }
     }
 }

@@ -33,6 +33,7 @@ pub mod config;
 pub mod credentials;
 pub mod error;
 pub mod gateway;
+pub mod hidden;
 pub mod invocation;
 pub mod log;
 pub mod media_usage;

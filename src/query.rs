@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use percent_encoding::percent_decode;
 use serde::Serialize;
 
-use crate::error::Error;
+use crate::{error::Error, hidden::Hidden};
 
 /// The parameters that this endpoint knows, as the query string carries them: decoded to bytes,
 /// the first value of each. Names it does not know are ignored.
@@ -167,10 +167,9 @@ impl TimeWindow {
     }
 }
 
-/// `search_term`: not empty, matched literally and case-sensitively (D1). It may be personal, so
-/// its `Debug` does not show it and it has no `Display`.
-#[derive(Clone, PartialEq, Eq)]
-pub struct SearchTerm(String);
+/// `search_term`: not empty, matched literally and case-sensitively (D1). It may be personal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SearchTerm(Hidden<String>);
 
 impl SearchTerm {
     fn parse(bytes: &[u8]) -> Result<Self, Error> {
@@ -181,18 +180,12 @@ impl SearchTerm {
         if term.is_empty() {
             return Err(Error::EMPTY_SEARCH_TERM);
         }
-        Ok(Self(term.to_owned()))
+        Ok(Self(Hidden(term.to_owned())))
     }
 
     /// The term, to be bound as a parameter and for nothing else.
     pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl std::fmt::Debug for SearchTerm {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("SearchTerm(..)")
+        self.0.expose()
     }
 }
 
@@ -305,7 +298,7 @@ mod tests {
 
     #[test]
     fn the_query_string_is_form_data() {
-        let term = |query| parse(query).map(|query| query.search_term.map(|term| term.0));
+        let term = |query| parse(query).map(|query| query.search_term.map(|term| term.0.0));
         let found = |term: &str| Ok(Some(term.to_owned()));
         assert_eq!(term("search_term=a+b%2Bc"), found("a b+c"));
         assert_eq!(term("search_term=%zz%6"), found("%zz%6"));

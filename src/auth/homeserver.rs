@@ -90,8 +90,9 @@ impl Homeserver {
     /// [`Error::UNKNOWN_TOKEN`] for one that no header can carry.
     pub async fn whoami(&self, token: &AccessToken, now_ms: i64) -> Result<Owner, Error> {
         // Synapse makes no such token, and a header with one could say more than was meant.
-        let is_plain = !token.0.is_empty() && token.0.bytes().all(|byte| byte.is_ascii_graphic());
-        let mut bearer = HeaderValue::from_str(&format!("Bearer {}", token.0))
+        let is_plain = !token.expose().is_empty()
+            && token.expose().bytes().all(|byte| byte.is_ascii_graphic());
+        let mut bearer = HeaderValue::from_str(&format!("Bearer {}", token.expose()))
             .ok()
             .filter(|_| is_plain)
             .ok_or(Error::UNKNOWN_TOKEN)?;

@@ -22,7 +22,7 @@ pub(super) async fn admin(
         let user = connection.row("looking up a user", query).await?;
         user.ok_or(Error::ReplicaBehind("it does not know the user"))?
     } else {
-        let query = sqlx::query(&connection.statements.access_token).bind(&claim.token.0);
+        let query = sqlx::query(&connection.statements.access_token).bind(claim.token.expose());
         match connection.row("looking up an access token", query).await? {
             Some(user) => {
                 let valid_until_ms: Option<i64> = user.try_get("valid_until_ms").map_err(column)?;

@@ -120,7 +120,7 @@ impl Mas {
         secret: &HeaderValue,
     ) -> Result<(StatusCode, Bytes), Error> {
         let form = form_urlencoded::Serializer::new(String::new())
-            .append_pair("token", &token.0)
+            .append_pair("token", token.expose())
             .append_pair("token_type_hint", "access_token")
             .finish();
         let request = Request::post(&self.introspect)
@@ -260,6 +260,6 @@ impl Mas {
 
 fn key(token: &AccessToken) -> Key {
     let mut key = [0; 32];
-    key.copy_from_slice(digest(&SHA256, token.0.as_bytes()).as_ref());
+    key.copy_from_slice(digest(&SHA256, token.expose().as_bytes()).as_ref());
     key
 }

@@ -203,6 +203,28 @@ fn the_url_gives_what_the_secret_lacks() {
 }
 
 #[test]
+fn a_username_that_saslprep_refuses_is_read_again_once_it_is_right() {
+    let database = block_on(Database::of_conformance("synapse-94"));
+    // Swapped, and with a newline at the end, which is enough to make sqlx panic.
+    let swapped = full(&database, "p@ss/word\n", "media_usage");
+    let secret = Secret::create(&format!("swapped_{}", database.name), &swapped);
+    let function = secret.start(&[]);
+    for _ in 0..2 {
+        assert_eq!(ask(&function).0, 500);
+    }
+    let typed = full(&database, "media_usage", "p@ss/word");
+    let typed = typed.replace(
+        &format!("\"port\":{}", database.cluster.port),
+        &format!("\"port\":\" {}\"", database.cluster.port),
+    );
+    secret.put(&typed, TOKENS[1], "AWSCURRENT");
+    assert_eq!(ask(&function).0, 200);
+    let log = function.stop();
+    assert!(log.contains("field `username` of the secret must be a name that SASLprep"), "{log}");
+    assert!(!log.contains("p@ss") && !log.contains("panicked"), "{log}");
+}
+
+#[test]
 fn a_secret_that_cannot_be_read_is_named_in_the_log() {
     let database = block_on(Database::of_conformance("synapse-94"));
     let garbage =
@@ -210,7 +232,7 @@ fn a_secret_that_cannot_be_read_is_named_in_the_log() {
     let function = garbage.start(&[]);
     assert_eq!(ask(&function).0, 500);
     let log = function.stop();
-    assert!(log.contains("the secret has a username that is no text"), "{log}");
+    assert!(log.contains("field `username` of the secret must be a text"), "{log}");
     assert!(!log.contains("hunter2"), "{log}");
 
     let missing = Secret { arn: garbage.arn.replace("garbage", "missing"), ..garbage };

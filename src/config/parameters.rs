@@ -1,0 +1,69 @@
+//! libpq's parameters, and what each may say.
+
+use std::{fs, net::IpAddr};
+
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+
+/// What may be the value of a parameter of libpq 14 to 18: a kind for [`check`], or the values that
+/// ask for no more than the function does.
+pub(super) fn kind(parameter: &str) -> Option<&'static str> {
+    let parameters = include_str!("parameters.txt").lines();
+    Some(parameters.filter_map(|line| line.split_once(' ')).find(|it| it.0 == parameter)?.1)
+}
+
+/// Checks a value of a kind.
+///
+/// # Errors
+///
+/// What it must be.
+pub fn check(kind: &str, value: &str) -> Result<(), String> {
+    let (is_right, must) = match kind {
+        _ if value.contains(['\0', '\u{fffd}']) => (false, "UTF-8 without NUL"),
+        "text" => (true, ""),
+        "user" => (is_user(value), "a name that SASLprep permits, without line breaks and tabs"),
+        "host" => (is_host(value), "one host name, IP address or directory that starts with /"),
+        "address" => (value.parse::<IpAddr>().is_ok(), "an IP address"),
+        "port" => (value.parse().is_ok_and(|port: u16| port > 0), "an integer from 1 to 65535"),
+        "integer" => (value.trim().parse::<i32>().is_ok(), "an integer"),
+        "options" => (!sets_search_path(value), "without search_path; use DATABASE_SCHEMA"),
+        "certificates" => return certificates(value).map(drop),
+        "key" => {
+            return pem(value, "a key", |pem| PrivateKeyDer::from_pem_slice(pem).is_ok()).map(drop);
+        }
+        "refused" => (false, "left out"),
+        values => (values.split(" or ").any(|known| known.eq_ignore_ascii_case(value)), values),
+    };
+    if is_right { Ok(()) } else { Err(format!("must be {must}")) }
+}
+
+/// Whether sqlx can log in by this name. If the server asks for SCRAM, sqlx prepares the name in
+/// this form by `SASLprep` (RFC 4013), and panics when that fails.
+fn is_user(name: &str) -> bool {
+    stringprep::saslprep(&format!("n={name}")).is_ok()
+}
+
+fn is_host(text: &str) -> bool {
+    let is_named = |c: char| c.is_alphanumeric() || "-._:%".contains(c);
+    text.starts_with('/') || !text.is_empty() && text.chars().all(is_named)
+}
+
+/// Whether options for the server set `search_path`. It takes `-` for `_`, any case, and a
+/// backslash before any character (PostgreSQL, `process_postgres_switches`).
+pub(super) fn sets_search_path(options: &str) -> bool {
+    let options = options.replace('\\', "").replace('-', "_").to_ascii_lowercase();
+    options.contains("search_path")
+}
+
+/// The text of a PEM file of certificates, or what is wrong with it.
+pub(super) fn certificates(path: &str) -> Result<Vec<u8>, String> {
+    pem(path, "certificates", |pem| {
+        let mut certificates = CertificateDer::pem_slice_iter(pem).peekable();
+        certificates.peek().is_some() && certificates.all(|certificate| certificate.is_ok())
+    })
+}
+
+fn pem(path: &str, what: &str, is_right: fn(&[u8]) -> bool) -> Result<Vec<u8>, String> {
+    let must = format!("must be a PEM file of {what}");
+    let pem = fs::read(path).map_err(|error| format!("{must}: {error}"))?;
+    if is_right(&pem) { Ok(pem) } else { Err(must) }
+}
