@@ -16,7 +16,7 @@ mod layout;
 mod log;
 mod login;
 mod pages;
-//mod plans;
+mod plans;
 mod pooler;
 mod properties;
 mod readme;
@@ -25,7 +25,7 @@ mod session;
 mod soak;
 mod split;
 mod standby;
-//mod statements;
+mod statements;
 #[expect(dead_code, reason = "the bench uses the rest")]
 mod support;
 mod tls;

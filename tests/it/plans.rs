@@ -4,13 +4,12 @@ use serde_json::Value;
 use sqlx::{PgConnection, Row};
 use synapse_media_usage::{
     query::{Args, MediaUsageQuery},
-    statement::{Shape, Statement},
+    statement::Shape,
 };
 
-use crate::support::{
-    block_on,
-    database::{Database, bound},
-    read,
+use crate::{
+    statements::{STATEMENTS, bound},
+    support::{block_on, database::Database, read},
 };
 
 /// A scan that was really made: an arm of a choice that was not taken has none.
@@ -24,8 +23,8 @@ struct Scan {
 
 /// Executes the statement of a query as the function does, and returns its scans of tables.
 async fn scans(session: &mut PgConnection, query: &MediaUsageQuery) -> Vec<Scan> {
-    let statement = Statement::for_query(query, false).unwrap();
-    let explain = format!("EXPLAIN (ANALYZE, FORMAT JSON) {}", statement.sql);
+    let sql = STATEMENTS.page(Shape::for_query(query, false));
+    let explain = format!("EXPLAIN (ANALYZE, FORMAT JSON) {sql}");
     let row = bound(&explain, query).fetch_one(session).await.unwrap();
     let plan: Value = row.get(0);
     let mut scans = Vec::new();
