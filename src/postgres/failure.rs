@@ -124,10 +124,11 @@ fn is_stale_plan(refusal: &dyn DatabaseError) -> bool {
 }
 
 /// Classes of SQLSTATE whose messages name settings, objects and states of the server, but no
-/// values of rows or parameters and no login (PostgreSQL, appendix A). Class 28 quotes the role's
-/// name, which is the password where somebody has swapped the two; XX quotes anything.
+/// values of rows or parameters and no login (PostgreSQL, appendix A). Classes 28 and 3D
+/// quote the names of role and database, one of which is the password where somebody has swapped
+/// them; XX quotes anything.
 fn quotes_no_data(code: &str) -> bool {
-    ["08", "25", "3D", "3F", "40", "42", "53", "54", "55", "57", "58"]
+    ["08", "25", "3F", "40", "42", "53", "54", "55", "57", "58"]
         .iter()
         .any(|class| code.starts_with(class))
 }
@@ -140,6 +141,7 @@ fn remedy(code: &str) -> Option<&'static str> {
         "28000" => {
             "the server refuses the role, or wants TLS: pg_hba.conf and the server's own log say which"
         }
+        "3D000" => "there is no database of this name",
         "53100" => "the database server's disk is full; enlarge it",
         "53400" => "raise temp_file_limit for the function's role",
         _ => return None,

@@ -118,7 +118,7 @@ fn compare(gateway: Gateway, case: &Case, request: &Request) {
         }
     }
     let (args, sent) = (Args::parse(raw_query(request)), Args::parse(query));
-    assert_eq!(args.access_token, sent.access_token);
+    assert_eq!(args.access_token(), sent.access_token());
     assert_eq!(MediaUsageQuery::parse(&args), MediaUsageQuery::parse(&sent));
 
     let authorizations: Vec<_> = case
@@ -131,7 +131,7 @@ fn compare(gateway: Gateway, case: &Case, request: &Request) {
     // Repeats arrive joined by a comma (D10).
     let is_joined =
         authorizations.len() > 1 || authorizations.iter().any(|value| value.contains(&b','));
-    if kind(gateway) == Kind::HttpApi && is_joined && sent.access_token.is_none() {
+    if kind(gateway) == Kind::HttpApi && is_joined && sent.access_token().is_none() {
         expected = Err(Error::INVALID_AUTHORIZATION_HEADER);
     }
     let token = AccessToken::from_request(request.headers(), &args);
@@ -193,13 +193,13 @@ fn answer(event: impl Fn() -> Event) {
     }
     let (status, body) = match *request.method() {
         Method::OPTIONS => (204, String::new()),
-        Method::HEAD => (error.status(), String::new()),
-        _ => (error.status(), error.body()),
+        Method::HEAD => (error.answer().status, String::new()),
+        _ => (error.answer().status, error.body()),
     };
     assert_eq!((answer.status, &answer.body), (status, &body));
     if !body.is_empty() {
         let body: Value = serde_json::from_str(&answer.body).expect("JSON");
-        assert_eq!(body["errcode"], error.errcode());
+        assert_eq!(body["errcode"], error.answer().errcode);
         assert_eq!(body["error"], *error.message());
         assert_eq!(body["soft_logout"].as_bool(), error.soft_logout());
     }

@@ -35,8 +35,3 @@ pub fn python_int(text: &[u8]) -> Option<BigInt> {
     let magnitude: BigInt = digits.parse().ok()?;
     Some(if negative { -magnitude } else { magnitude })
 }
-
-/// The nearest `i64`.
-pub fn clamped(number: &BigInt) -> i64 {
-    number.try_into().unwrap_or(if *number < BigInt::ZERO { i64::MIN } else { i64::MAX })
-}

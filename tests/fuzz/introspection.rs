@@ -15,7 +15,7 @@ use serde::{Deserialize, Deserializer, de};
 use serde_json::value::RawValue;
 use synapse_media_usage::{auth::Introspection, error::Error};
 
-use crate::integer::{clamped, python_int};
+use crate::integer::python_int;
 
 const NOW_MS: i64 = 1_780_000_000_000;
 
@@ -38,17 +38,13 @@ fuzz_target!(|data: &[u8]| -> Corpus {
             let end = answer.expires_in.map(|seconds| seconds * 1000 + NOW_MS);
             let is_over = |end: &BigInt| *end <= NOW_MS.into();
             assert_eq!(
-                introspection.until_ms.is_some_and(|until_ms| until_ms <= NOW_MS),
+                introspection.until_ms.is_some_and(|until_ms| until_ms <= NOW_MS.into()),
                 end.as_ref().is_some_and(is_over),
             );
-            // Below, only that it is over counts.
-            if end.as_ref().is_none_or(|end| *end > (i64::MIN + NOW_MS).into()) {
-                assert_eq!(introspection.until_ms, end.as_ref().map(clamped));
-            }
         }
-        (Err(Error::TOKEN_NOT_ACTIVE), Expected::Inactive) => {}
+        (Err(error), Expected::Inactive) if error == Error::TOKEN_NOT_ACTIVE => {}
         (Err(error @ Error::IntrospectionFailed { .. }), Expected::Failure) => {
-            assert_eq!(error.status(), 503);
+            assert_eq!(error.answer().status, 503);
             assert!(!error.body().contains("answer"), "the cause is for the log");
         }
         (introspection, expected) => panic!("{introspection:?} is not {expected:?}"),
@@ -90,7 +86,10 @@ fn answer(fields: &Fields) -> Result<(bool, Answer), OfAnotherType> {
         username: text("username")?,
         device_id: text("device_id")?,
         // What JSON has for an integer is what Python has, but for what Python would also take.
-        expires_in: fields.get("expires_in", |text| python_int(text.as_bytes()))?,
+        expires_in: fields.get("expires_in", |text| {
+            // One of more bits is no MAS's, and not read.
+            python_int(text.as_bytes()).filter(|seconds| i128::try_from(seconds).is_ok())
+        })?,
     };
     let active = fields.get("active", |text| text.parse().ok())?.ok_or(OfAnotherType)?;
     Ok((active, answer))

@@ -12,7 +12,7 @@ use synapse_media_usage::{
     query::{Args, Direction, MediaUsageQuery, OrderBy},
 };
 
-use crate::integer::{clamped, python_int};
+use crate::integer::python_int;
 
 fuzz_target!(|data: &[u8]| {
     let text = String::from_utf8_lossy(data);
@@ -106,4 +106,9 @@ fn expected(form: &form::Form) -> Result<Expected<'_>, Error> {
         Some(_) => return Err(Error::not_one_of("dir", "['b', 'f']")),
     };
     Ok(Expected { order_by, dir, from, limit, from_ts, until_ts, search_term })
+}
+
+/// The nearest `i64`.
+fn clamped(number: &BigInt) -> i64 {
+    number.try_into().unwrap_or(if *number < BigInt::ZERO { i64::MIN } else { i64::MAX })
 }
