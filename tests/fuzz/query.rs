@@ -18,7 +18,7 @@ fuzz_target!(|data: &[u8]| {
     let text = String::from_utf8_lossy(data);
     let form = form::parse(&text);
     let args = Args::parse(&text);
-    assert_eq!(args.access_token.as_deref(), form::first(&form, "access_token"));
+    assert_eq!(args.access_token(), form::first(&form, "access_token"));
 
     let query = MediaUsageQuery::parse(&args);
     match (&query, expected(&form)) {
@@ -42,14 +42,14 @@ fuzz_target!(|data: &[u8]| {
         }
         (Err(error), Err(expected)) => {
             assert_eq!(*error, expected);
-            assert_eq!(error.status(), 400);
+            assert_eq!(error.answer().status, 400);
         }
         (query, expected) => panic!("{query:?} is not {expected:?}"),
     }
 
     // The order of the items counts only where a name is repeated, and then the first wins.
     let twice = Args::parse(&format!("&{text}&&{text}"));
-    assert_eq!(twice.access_token, args.access_token);
+    assert_eq!(twice.access_token(), args.access_token());
     assert_eq!(MediaUsageQuery::parse(&twice), query);
 });
 

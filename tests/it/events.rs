@@ -11,10 +11,11 @@ use synapse_media_usage::{
 use crate::support::{
     block_on,
     cases::{first_page, request},
+    conformance::assert_matrix_answer,
     database::{Database, service},
     dependency,
     function::Function,
-    gateway::{GATEWAYS, Gateway, assert_matrix_answer},
+    gateway::{GATEWAYS, Gateway},
     read,
 };
 

@@ -15,8 +15,9 @@ use synapse_media_usage::{
 use crate::support::{
     block_on,
     cases::request,
+    conformance::assert_matrix_answer,
     database::Database,
-    gateway::{GATEWAYS, Gateway, assert_matrix_answer},
+    gateway::{GATEWAYS, Gateway},
     now,
 };
 

@@ -1,9 +1,11 @@
-//! The recorded cases, put to a service in this process or to the binary.
+//! The recorded cases, put to a service in this process or to the binary, and what all answers have
+//! in common.
 
 use lambda_http::{
     Body, Request, RequestExt, Response,
     http::{HeaderName, HeaderValue, Method},
 };
+use serde_json::Value;
 use synapse_media_usage::{gateway::RawQuery, page::Budget, service::Service};
 
 use super::{
@@ -70,4 +72,28 @@ pub fn complaints_of_binary(function: &Function) -> Vec<String> {
         }
     };
     cases().into_iter().filter_map(complaint).collect()
+}
+
+/// A page, or a Matrix error, with CORS.
+pub fn assert_matrix_answer(response: &Value, input: &[u8]) {
+    let shown = || format!("{}\n{response}", String::from_utf8_lossy(input));
+    let status = response["statusCode"].as_u64().unwrap_or_else(|| panic!("{}", shown()));
+    let headers = if response["headers"].is_null() {
+        &response["multiValueHeaders"]
+    } else {
+        &response["headers"]
+    };
+    assert!(!headers["access-control-allow-origin"].is_null(), "{}", shown());
+    let text = response["body"].as_str().unwrap_or_else(|| panic!("{}", shown()));
+    if status == 204 {
+        assert!(text.is_empty(), "{}", shown());
+        return;
+    }
+    let body: Value = serde_json::from_str(text).unwrap_or_else(|_| panic!("{}", shown()));
+    if status == 200 {
+        assert!(body["users"].is_array() && body["total"].is_u64(), "{}", shown());
+    } else {
+        let is_text = |field: &str| body[field].as_str().is_some_and(|text| !text.is_empty());
+        assert!(is_text("errcode") && is_text("error"), "{}", shown());
+    }
 }

@@ -102,30 +102,6 @@ impl Gateway {
     }
 }
 
-/// A page, or a Matrix error, with CORS.
-pub fn assert_matrix_answer(response: &Value, input: &[u8]) {
-    let shown = || format!("{}\n{response}", String::from_utf8_lossy(input));
-    let status = response["statusCode"].as_u64().unwrap_or_else(|| panic!("{}", shown()));
-    let headers = if response["headers"].is_null() {
-        &response["multiValueHeaders"]
-    } else {
-        &response["headers"]
-    };
-    assert!(!headers["access-control-allow-origin"].is_null(), "{}", shown());
-    let text = response["body"].as_str().unwrap_or_else(|| panic!("{}", shown()));
-    if status == 204 {
-        assert!(text.is_empty(), "{}", shown());
-        return;
-    }
-    let body: Value = serde_json::from_str(text).unwrap_or_else(|_| panic!("{}", shown()));
-    if status == 200 {
-        assert!(body["users"].is_array() && body["total"].is_u64(), "{}", shown());
-    } else {
-        let is_text = |field: &str| body[field].as_str().is_some_and(|text| !text.is_empty());
-        assert!(is_text("errcode") && is_text("error"), "{}", shown());
-    }
-}
-
 /// Payload format 2.0: header names in lower case, repeats joined by a comma, the query untouched.
 fn http_api_event(case: &Case, host: &str) -> Value {
     let mut headers = BTreeMap::<String, String>::from([("host".to_owned(), host.to_owned())]);
