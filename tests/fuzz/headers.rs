@@ -33,7 +33,10 @@ fuzz_target!(|data: &[u8]| {
     match (&token, expected) {
         (Ok(token), Ok(expected)) => {
             assert_eq!(token.expose().as_bytes(), expected);
-            assert_eq!(format!("{token:?} {token:#?}"), "AccessToken(..) AccessToken(..)");
+            assert_eq!(
+                format!("{token:?} {token:#?}"),
+                "AccessToken(Hidden(..)) AccessToken(\n    Hidden(..),\n)"
+            );
             assert!(!token.expose().contains('\0'));
             if let [authorization] = &authorizations[..] {
                 assert!(!token.expose().is_empty() && !token.expose().contains(' '));
@@ -43,7 +46,7 @@ fuzz_target!(|data: &[u8]| {
         }
         (Err(error), Err(expected)) => {
             assert_eq!(*error, expected);
-            assert_eq!(error.status(), 401);
+            assert_eq!(error.answer().status, 401);
         }
         (token, expected) => panic!("{token:?} is not {expected:?}"),
     }

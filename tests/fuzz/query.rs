@@ -73,7 +73,10 @@ fn expected(form: &form::Form) -> Result<Expected<'_>, Error> {
         Some(b"media_length") => OrderBy::MediaLength,
         Some(b"media_count") => OrderBy::MediaCount,
         Some(_) => {
-            return Err(Error::not_one_of("order_by", "['media_length', 'media_count', 'user_id', 'displayname']"));
+            return Err(Error::not_one_of(
+                "order_by",
+                "['media_length', 'media_count', 'user_id', 'displayname']",
+            ));
         }
     };
     let natural = |name| -> Result<Option<BigInt>, Error> {
