@@ -298,8 +298,7 @@ impl Connector {
 
     /// Where to connect and as whom, with the settings of the session.
     fn options(&self, access: Access) -> Result<PgConnectOptions, Error> {
-        let options =
-            self.database.options(access).map_err(|cause| Error::DatabaseFailed(cause))?;
+        let options = self.database.options(access).map_err(Error::DatabaseFailed)?;
         let options = options.disable_statement_logging();
         Ok(if self.database.pooler {
             // A pooler takes no settings that it does not know. sqlx needs this one for floats.
