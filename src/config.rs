@@ -31,6 +31,7 @@ pub use parameters::check;
 /// | `HOMESERVER_URL` | base URL of the homeserver, which is asked about tokens, users and devices that the replica does not know | none: they are refused |
 /// | `ACCOUNT_VALIDITY` | `true`: the homeserver has `account_validity` enabled | `false` |
 /// | `STATEMENT_TIMEOUT_MS` | how long the database may work on one statement, in ms, 1 to 900000 | 20000 |
+/// | `READ_AHEAD_SECONDS` | how long users that were read ahead of a walk are kept, in s, 0 to 300; 0 reads nothing ahead | 60 |
 /// | `AWS_LAMBDA_LOG_LEVEL` | `FATAL`, `ERROR`, `WARN`, `INFO`, `DEBUG` or `TRACE`; read by [`crate::log`] | `INFO` |
 /// | `AWS_LAMBDA_LOG_FORMAT` | `JSON` or text; read by [`crate::log`] | text |
 ///
@@ -43,6 +44,8 @@ pub struct Config {
     pub database: Database,
     /// How long the database may work on one statement.
     pub statement_timeout: Duration,
+    /// How long users that were read ahead of a walk are kept.
+    pub read_ahead_seconds: u16,
     /// Who says whose a token is.
     pub authentication: Authentication,
 }
@@ -59,9 +62,10 @@ impl Config {
         let authentication = Authentication::read(&mut variables);
         let timeout_ms = variables.integer("STATEMENT_TIMEOUT_MS", 1..=900_000, 20_000);
         let statement_timeout = Duration::from_millis(timeout_ms.into());
+        let read_ahead_seconds = variables.integer("READ_AHEAD_SECONDS", 0..=300, 60).into();
         match database {
             Some(database) if variables.problems.is_empty() => {
-                Ok(Self { database, statement_timeout, authentication })
+                Ok(Self { database, statement_timeout, read_ahead_seconds, authentication })
             }
             _ => Err(ConfigError { problems: variables.problems }),
         }

@@ -11,6 +11,8 @@ const MARGIN: Duration = Duration::from_millis(1500);
 pub struct Invocation {
     /// When it began, as Unix time in ms.
     pub unix_ms: i64,
+    /// The same by the clock that nobody sets.
+    pub began: Instant,
     /// When Lambda ends it, and the process with it.
     pub ends: Instant,
 }
@@ -18,7 +20,25 @@ pub struct Invocation {
 impl Invocation {
     /// An invocation that began at the Unix time `unix_ms`, in ms, and has `time_left` from now on.
     pub fn new(unix_ms: i64, time_left: Duration) -> Self {
-        Self { unix_ms, ends: Instant::now() + time_left }
+        let began = Instant::now();
+        Self { unix_ms, began, ends: began + time_left }
+    }
+
+    /// How long it has taken so far.
+    pub fn elapsed(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// The Unix time now, in ms.
+    pub fn now_ms(&self) -> i64 {
+        let elapsed = i64::try_from(self.elapsed().as_millis());
+        self.unix_ms.saturating_add(elapsed.unwrap_or(i64::MAX))
+    }
+
+    /// The same, with half of the time that is left. The other half is for another try.
+    #[must_use]
+    pub fn first_half(&self) -> Self {
+        Self { ends: Instant::now() + self.time_left() / 2, ..*self }
     }
 
     /// How long it may still take.

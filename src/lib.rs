@@ -13,8 +13,10 @@
 //! 6. [`statement`] picks one of the SQL texts that exist, [`media_usage`](mod@media_usage) binds
 //!    and reads, [`postgres`] lends it the connection.
 //! 7. [`page`]: the rows become a body that the gateway can carry.
-//! 8. [`request_log`]: what became of it is one line in the log.
-//! 9. [`error`]: whatever failed on the way is a Matrix error, made in one place.
+//! 8. [`read_ahead`]: where pages continue each other, step 6 reads more than one, and the next are
+//!    answered from memory.
+//! 9. [`request_log`]: what became of it is one line in the log.
+//! 10. [`error`]: whatever failed on the way is a Matrix error, made in one place.
 //!
 //! # Why is there no pool?
 //!
@@ -40,6 +42,7 @@ pub mod media_usage;
 pub mod page;
 pub mod postgres;
 pub mod query;
+pub mod read_ahead;
 pub mod request_log;
 pub mod service;
 pub mod statement;

@@ -6,9 +6,11 @@ use sqlx::{Row, postgres::PgRow};
 use crate::{
     auth::Admin,
     error::Error,
+    invocation::Invocation,
     page::{Budget, Page, UserMedia},
     postgres::{Connection, failure},
     query::{Direction, MediaUsageQuery, SearchTerm},
+    read_ahead::{KeptAnswer, ReadAhead},
     statement::Shape,
 };
 
@@ -19,11 +21,34 @@ pub struct MediaUsage {
     pub body: String,
     /// How many users it holds.
     pub rows: i64,
-    /// The shape of the statement that answered.
-    pub shape: Shape,
+    /// Where the next page begins, if there is one.
+    pub next_token: Option<i64>,
+    /// The shape of the statement that answered; `None` for a page from memory.
+    pub shape: Option<Shape>,
+    /// How many users are kept for later pages; `None` if nothing was read ahead.
+    pub read_ahead: Option<usize>,
 }
 
-/// Reads the page that a query asks for.
+impl MediaUsage {
+    fn new(page: Page, total: i64, shape: Option<Shape>, read_ahead: Option<usize>) -> Self {
+        let (rows, next_token) = (page.rows(), page.next_token(total));
+        Self { body: page.into_body(total), rows, next_token, shape, read_ahead }
+    }
+}
+
+/// The page that a query asks for, if an earlier statement read all of it.
+pub fn kept_media_usage(
+    read_ahead: &ReadAhead,
+    _admin: &Admin,
+    query: &MediaUsageQuery,
+    budget: Budget,
+    at: &Invocation,
+) -> Option<MediaUsage> {
+    let (page, total) = read_ahead.page(query, budget, at)?;
+    Some(MediaUsage::new(page, total, None, None))
+}
+
+/// Reads the page that a query asks for, and fills `kept` with its users and those behind.
 ///
 /// Page and total are of one snapshot, because one statement reads both. All rows are taken off
 /// the connection even where the budget ends the page earlier: the next request finds it idle,
@@ -37,12 +62,15 @@ pub async fn media_usage(
     _admin: &Admin,
     query: &MediaUsageQuery,
     budget: Budget,
-) -> Result<MediaUsage, Error> {
-    let shape = Shape::for_query(query, connection.one_pass);
+    mut kept: Option<KeptAnswer>,
+) -> Result<(MediaUsage, Option<KeptAnswer>), Error> {
+    // Rows that no page can hold need not be sent.
+    let limit = query.limit.min(budget.most_users());
+    let limit = limit.max(kept.as_ref().map_or(0, |kept| kept.room));
+    let shape = Shape::for_query(&MediaUsageQuery { limit, ..query.clone() }, connection.one_pass);
     let mut rows = sqlx::query(connection.statements.page(shape))
         .persistent(connection.keeps_statements())
-        // Rows that no page can hold need not be sent.
-        .bind(query.limit.min(budget.most_users()))
+        .bind(limit)
         .bind(query.from)
         .bind(query.window.after)
         .bind(query.window.until)
@@ -50,7 +78,7 @@ pub async fn media_usage(
         .bind(query.order_by.as_str())
         .bind(query.dir == Direction::Backwards)
         .fetch(&mut connection.session);
-    let mut page = Page::new(query.from, budget);
+    let mut page = Page::new(query.from, query.limit, budget);
     let mut pushed = Ok(());
     let mut total = 0;
     while let Some(row) =
@@ -60,10 +88,15 @@ pub async fn media_usage(
         total = row.try_get("total").map_err(column)?;
         if let Some(user) = user_media(&row).map_err(column)? {
             pushed = pushed.and_then(|()| page.push(&user));
+            if let Some(kept) = &mut kept {
+                kept.push(&user);
+            }
         }
     }
     pushed?;
-    Ok(MediaUsage { rows: page.rows(), body: page.into_body(total), shape })
+    let kept = kept.map(|kept| kept.complete(total));
+    let read_ahead = kept.as_ref().map(KeptAnswer::users);
+    Ok((MediaUsage::new(page, total, Some(shape), read_ahead), kept))
 }
 
 /// The user of a row; `None` in the only row of an empty page.

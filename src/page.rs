@@ -1,11 +1,11 @@
 //! One page of users: the `next_token` rule, the JSON body and its size budget.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 
 /// A user and the media they own.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserMedia {
     /// Matrix user id, as the database has it; null for media without an owner.
     pub user_id: Option<String>,
@@ -48,6 +48,7 @@ impl Budget {
 #[derive(Debug)]
 pub struct Page {
     from: i64,
+    limit: i64,
     budget: Budget,
     /// The body so far: it ends with the latest user.
     body: String,
@@ -55,14 +56,15 @@ pub struct Page {
     size: usize,
     /// How many users it holds.
     returned: i64,
-    full: bool,
+    /// Whether its budget is used up.
+    spent: bool,
 }
 
 impl Page {
-    /// An empty page that starts behind `from` users of the order.
-    pub fn new(from: i64, budget: Budget) -> Self {
+    /// An empty page for `limit` users, which starts behind `from` users of the order.
+    pub fn new(from: i64, limit: i64, budget: Budget) -> Self {
         let body = String::from("{\"users\":[");
-        Self { from, budget, size: size(&body), body, returned: 0, full: false }
+        Self { from, limit, budget, size: size(&body), body, returned: 0, spent: false }
     }
 
     /// How many users it holds.
@@ -70,15 +72,20 @@ impl Page {
         self.returned
     }
 
-    /// Appends a user, unless the page's budget is used up: then this user and all later ones
-    /// are left to the next page.
+    /// Whether no user is missing, however many follow.
+    pub fn is_full(&self) -> bool {
+        self.spent || self.returned >= self.limit
+    }
+
+    /// Appends a user, unless the page is full or its budget is used up: then this user and all
+    /// later ones are left to the next page.
     ///
     /// # Errors
     ///
     /// [`Error::UserTooLarge`] if this is the page's first user and does not fit: leaving it out
     /// would make a walk by `next_token` stop there without a word.
     pub fn push(&mut self, user: &UserMedia) -> Result<(), Error> {
-        if self.full {
+        if self.is_full() {
             return Ok(());
         }
         let json = serde_json::to_string(user).map_err(|error| {
@@ -87,7 +94,7 @@ impl Page {
         let comma = usize::from(self.returned > 0);
         let size = self.size + comma + size(&json);
         if size > self.budget.0 - Budget::TAIL {
-            self.full = true;
+            self.spent = true;
             if self.returned == 0 {
                 return Err(Error::UserTooLarge(self.from));
             }
@@ -99,15 +106,20 @@ impl Page {
         Ok(())
     }
 
+    /// Where the next page begins, given the number of all users that the query finds: exactly when
+    /// this one holds at least one user and more follow (D5).
+    pub fn next_token(&self, total: i64) -> Option<i64> {
+        let next_token = self.from.saturating_add(self.returned);
+        (self.returned > 0 && next_token < total).then_some(next_token)
+    }
+
     /// The response body, given the number of all users that the query finds.
-    ///
-    /// `next_token` is there exactly when at least one user was returned and more follow (D5).
     pub fn into_body(self, total: i64) -> String {
+        let next_token = self.next_token(total);
         let mut body = self.body;
         body.push_str("],\"total\":");
         body.push_str(&total.to_string());
-        let next_token = self.from.saturating_add(self.returned);
-        if self.returned > 0 && next_token < total {
+        if let Some(next_token) = next_token {
             body.push_str(",\"next_token\":");
             body.push_str(&next_token.to_string());
         }
@@ -136,7 +148,7 @@ mod tests {
     }
 
     fn page(from: i64, users: &[&str], total: i64) -> Value {
-        let mut page = Page::new(from, Budget::INVOCATION);
+        let mut page = Page::new(from, 9, Budget::INVOCATION);
         for user_id in users {
             page.push(&user(user_id)).unwrap();
         }
@@ -180,7 +192,7 @@ mod tests {
     fn a_page_ends_where_its_budget_does() {
         // Every size, so that one of them is the least that the last user needs.
         for budget in 500..800 {
-            let mut page = Page::new(i64::MAX - 200, Budget(budget));
+            let mut page = Page::new(i64::MAX - 200, 100, Budget(budget));
             for _ in 0..100 {
                 page.push(&user(&"\"".repeat(20))).unwrap();
             }
@@ -198,7 +210,7 @@ mod tests {
 
     #[test]
     fn a_user_larger_than_a_page_is_an_error_and_no_silent_end() {
-        let mut page = Page::new(40, Budget(1000));
+        let mut page = Page::new(40, 1, Budget(1000));
         assert_eq!(page.push(&user(&"x".repeat(2000))), Err(Error::UserTooLarge(40)));
     }
 }

@@ -128,8 +128,10 @@ impl RequestLog<'_> {
             "limit": query.map(|query| query.limit),
             "from": query.map(|query| query.from),
             "filters": query.map(filters),
-            "shape": page.map(|page| page.shape),
+            "source": page.map(|page| if page.shape.is_some() { "database" } else { "memory" }),
+            "shape": page.and_then(|page| page.shape),
             "rows": page.map(|page| page.rows),
+            "read_ahead": page.and_then(|page| page.read_ahead),
             "bytes": self.bytes,
             "mas_ms": phases.mas.map(ms),
             "database_ms": phases.database.map(ms),
@@ -150,6 +152,7 @@ impl RequestLog<'_> {
         let is_unavailable = matches!(self.error(), Some(Error::DatabaseUnavailable { .. }));
         let is_server_error = self.status >= 500 && !self.is_replica_behind();
         let database = self.outcome.phases.database;
+        let page = self.outcome.answer.as_ref().ok().and_then(Option::as_ref);
         let count = |is: bool| Some(f64::from(u8::from(is)));
         let metrics = [
             ("Requests", "Count", Some(1.0)),
@@ -160,6 +163,7 @@ impl RequestLog<'_> {
             ("DatabaseUnavailable", "Count", count(is_unavailable)),
             ("ReplicaBehind", "Count", count(self.is_replica_behind())),
             ("ServerErrors", "Count", count(is_server_error)),
+            ("PagesFromMemory", "Count", page.and_then(|page| count(page.shape.is_none()))),
         ];
         let mut names = Vec::new();
         for (name, unit, value) in metrics {

@@ -1,6 +1,7 @@
 //! One request to its response, from top to bottom: route, token, claim, ask, respond.
 
 use std::{
+    cell::Cell,
     mem::take,
     sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
@@ -17,10 +18,11 @@ use crate::{
     error::Error,
     gateway::{Answer, Event, Kind, RawQuery},
     invocation::Invocation,
-    media_usage::{MediaUsage, media_usage},
+    media_usage::{MediaUsage, kept_media_usage, media_usage},
     page::Budget,
     postgres::{Connection, Connector},
     query::{Args, MediaUsageQuery},
+    read_ahead::ReadAhead,
     request_log::{Outcome, Phases, RequestLog},
 };
 
@@ -28,7 +30,6 @@ use crate::{
 pub const PATH: &str = "/_synapse/admin/v1/statistics/users/media";
 
 /// Answers requests; built once an execution environment.
-#[derive(Debug)]
 pub struct Service {
     /// `None` if the configuration is wrong.
     backends: Option<Backends>,
@@ -37,10 +38,10 @@ pub struct Service {
 }
 
 /// Whom a request can ask.
-#[derive(Debug)]
 struct Backends {
     connector: Connector,
     authenticator: Authenticator,
+    read_ahead: ReadAhead,
 }
 
 impl Service {
@@ -52,7 +53,8 @@ impl Service {
             let authenticator =
                 Authenticator::new(config.authentication).map_err(|error| error.to_string())?;
             let connector = Connector::new(config.database, config.statement_timeout);
-            Ok(Backends { connector, authenticator })
+            let read_ahead = ReadAhead::new(config.read_ahead_seconds, ReadAhead::STEPS);
+            Ok(Backends { connector, authenticator, read_ahead })
         });
         if let Err(error) = &backends {
             tracing::error!(%error, "the configuration is wrong");
@@ -63,7 +65,7 @@ impl Service {
     /// Opens the connection and reads secrets ahead of the first request, at the Unix time
     /// `unix_ms`, in ms. If that fails, the request tries again.
     pub async fn connect(&self, unix_ms: i64) {
-        let Some(Backends { connector, authenticator }) = &self.backends else { return };
+        let Some(Backends { connector, authenticator, .. }) = &self.backends else { return };
         let (connected, prepared) =
             futures_util::join!(connector.open_idle(unix_ms), authenticator.prepare());
         for error in [connected.err(), prepared.err()].into_iter().flatten() {
@@ -160,12 +162,8 @@ impl Backends {
         phases.mas = self.authenticator.asks_mas().then_some(time);
         let mut claim = claim?;
         loop {
-            let page = async |connection: &mut Connection| {
-                self.page(connection, &claim, query, budget, invocation).await
-            };
-            let asked = self.connector.ask(invocation, page).await;
-            phases.add(&asked);
-            if let Some(page) = asked.answer? {
+            let page = self.ask_database(&claim, query, budget, invocation, phases).await?;
+            if let Some(page) = page {
                 return Ok(page);
             }
             // The replica does not know the token. The homeserver may, and then the replica is
@@ -176,7 +174,36 @@ impl Backends {
         }
     }
 
-    /// The page of an admin; `None` if the replica does not know the token.
+    /// The page of an admin; `None` if the replica does not know the token. In a walk the statement
+    /// for the page reads ahead. If that fails, the page alone is asked for, once.
+    async fn ask_database(
+        &self,
+        claim: &Claim,
+        query: &Result<MediaUsageQuery, Error>,
+        budget: Budget,
+        invocation: &Invocation,
+        phases: &mut Phases,
+    ) -> Result<Option<MediaUsage>, Error> {
+        let step = query.as_ref().ok().and_then(|query| self.read_ahead.step(query, invocation));
+        // Only the first to take it reads ahead, not a connector that asks again.
+        let step = Cell::new(step);
+        let page = async |connection: &mut Connection| {
+            self.page(connection, claim, query, budget, invocation, &step).await
+        };
+        if step.get().is_some() {
+            let asked = self.connector.ask(&invocation.first_half(), &page).await;
+            phases.add(&asked);
+            match asked.answer {
+                Err(Error::StatementTimeout(_) | Error::DatabaseFailed(_)) => phases.retries += 1,
+                answer => return answer,
+            }
+            step.set(None);
+        }
+        let asked = self.connector.ask(invocation, page).await;
+        phases.add(&asked);
+        asked.answer
+    }
+
     async fn page(
         &self,
         connection: &mut Connection,
@@ -184,12 +211,20 @@ impl Backends {
         query: &Result<MediaUsageQuery, Error>,
         budget: Budget,
         invocation: &Invocation,
+        step: &Cell<Option<i64>>,
     ) -> Result<Option<MediaUsage>, Error> {
         let admin = self.authenticator.admin(connection, claim, invocation.unix_ms).await?;
         let Some(admin) = admin else { return Ok(None) };
         // After the token, as in Synapse: who may not ask does not learn what may be asked.
         let query = query.as_ref().map_err(Clone::clone)?;
-        media_usage(connection, &admin, query, budget).await.map(Some)
+        let page = kept_media_usage(&self.read_ahead, &admin, query, budget, invocation);
+        if page.is_some() {
+            return Ok(page);
+        }
+        let kept = step.take().map(|users| self.read_ahead.room(users, query, invocation));
+        let (page, kept) = media_usage(connection, &admin, query, budget, kept).await?;
+        self.read_ahead.answered(query, page.next_token, kept, invocation);
+        Ok(Some(page))
     }
 }
 

@@ -9,7 +9,7 @@ use crate::support::{project, read};
 const LEVELS: [&[&str]; 10] = [
     &["error", "invocation", "hidden"],
     &["query", "page", "config", "log", "aws", "client"],
-    &["statement", "credentials"],
+    &["statement", "credentials", "read_ahead"],
     &["postgres", "gateway"],
     &["auth"],
     &["media_usage"],
@@ -23,7 +23,7 @@ const LEVELS: [&[&str]; 10] = [
 const FOLDERS: [&str; 4] = ["src", "src/auth", "src/config", "src/postgres"];
 
 /// The functional core: their tests need nothing but values.
-const PURE: [&str; 4] = ["error", "query", "page", "statement"];
+const PURE: [&str; 5] = ["error", "query", "page", "statement", "read_ahead"];
 
 fn level(module: &str) -> usize {
     LEVELS
