@@ -9,7 +9,8 @@ use synapse_media_usage::service::PATH;
 use crate::support::{
     block_on,
     database::Database,
-    project, read,
+    documentation::block,
+    project,
     reverse_proxy::{Proxy, Split},
 };
 
@@ -253,9 +254,8 @@ fn synadm_prints_a_page_and_an_error() {
         serde_json::from_str::<Value>(&printed).unwrap_or_else(|_| panic!("{printed}{complaints}"))
     };
 
-    let readme = read("README.md");
-    let command = readme.split('`').find(|text| text.starts_with("synadm raw ")).unwrap();
-    assert_eq!(synadm("admin", command)["users"].as_array().unwrap().len(), 100);
+    let command = block("docs/clients.md", "synadm raw ");
+    assert_eq!(synadm("admin", &command)["users"].as_array().unwrap().len(), 100);
     homeserver.surroundings.api.events();
 
     let path = "v1/statistics/users/media?limit=2&order_by=user_id&search_term=J%C3%BCrgen+%2B+Ina";
@@ -266,7 +266,7 @@ fn synadm_prints_a_page_and_an_error() {
     let event = homeserver.surroundings.api.events().pop().unwrap();
     assert_eq!((event["body"].as_str(), &event["isBase64Encoded"]), (Some("{}"), &false.into()));
 
-    let error = synadm("old", command);
+    let error = synadm("old", &command);
     assert_eq!(error["errcode"], "M_UNKNOWN_TOKEN");
 }
 
@@ -286,9 +286,8 @@ fn curl_shows_who_answers() {
         assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap().to_lowercase()
     };
-    let readme = read("README.md");
-    let command = readme.lines().find(|line| line.starts_with("curl -si ")).unwrap();
-    let answer = curl(command);
+    let command = block("docs/routing.md", "curl -si ");
+    let answer = curl(&command);
     assert_eq!(answer.split(' ').nth(1), Some("401"), "{answer}");
     assert!(
         answer.contains("m_missing_token") && answer.contains("\nsynapse-trace-id: "),

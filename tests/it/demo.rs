@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::Value;
 
-use crate::support::{homeserver::Homeserver, outer_variables, project, read};
+use crate::support::{documentation::block, homeserver::Homeserver, outer_variables, project};
 
 /// Ends all that a command has started, however the test ends. Not by SIGINT, which is ignored in
 /// whatever a shell has started in the background.
@@ -23,8 +23,7 @@ impl Drop for Group {
 #[test]
 fn the_demo_serves_requests_and_hands_variables_on() {
     let homeserver = Homeserver::start();
-    let readme = read("README.md");
-    let serve = readme.split('`').find(|code| code.starts_with("HOMESERVER_URL=")).unwrap();
+    let serve = block("README.md", "HOMESERVER_URL=");
     let mut demo = Command::new("sh")
         .args(["-c", &serve.replace('…', &homeserver.url())])
         .current_dir(project())
