@@ -135,6 +135,8 @@ fn the_role_is_made_and_removed_as_written() {
         "SET ROLE synapse;
          INSERT INTO users (name, admin) VALUES ('@alice:example.org', 0), ('@bob:example.org', 0)",
     );
+    let schema = sql(&block("docs/database.md", "SELECT schemaname "));
+    assert!(schema.lines().any(|line| line.trim() == "public"), "{schema}");
     let unowned = sql(&block("docs/clients.md", "SELECT count(*), sum(media_length) "));
     assert!(unowned.contains("     0 |"), "{unowned}");
     sql(&block("docs/runbook.md", "UPDATE users "));
