@@ -37,9 +37,20 @@ fn the_demo_serves_requests_and_hands_variables_on() {
     let group = Group(demo.id());
     let mut lines = BufReader::new(demo.stdout.take().unwrap()).lines().map(Result::unwrap);
     let mut printed = lines.by_ref().take_while(|line| !line.ends_with("Ctrl-C ends it."));
-    let count = printed.find(|line| line.ends_with(" answers are as expected.")).unwrap();
-    let count: Vec<_> = count.split(' ').collect();
+    let mut answers = Vec::new();
+    for line in printed.by_ref() {
+        answers.push(line);
+        if answers.last().unwrap().ends_with(" answers are as expected.") {
+            break;
+        }
+    }
+    let count: Vec<_> = answers.last().unwrap().split(' ').collect();
     assert_eq!(count[0], count[2], "{count:?}");
+    // What README shows of it was printed in this order.
+    let mut rest = answers.iter();
+    for line in block("README.md", "first-page").lines().filter(|line| line.trim() != "…") {
+        assert!(rest.any(|answer| answer == line), "{line}");
+    }
     let curl = printed.find(|line| line.starts_with("  curl ")).unwrap();
     printed.last();
 
