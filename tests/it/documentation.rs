@@ -188,9 +188,7 @@ fn runners() -> String {
         }
     }
     let mut text = String::new();
-    for folder in ["it", "release", "template"] {
-        collect(&project().join("tests").join(folder), &mut text);
-    }
+    collect(&project().join("tests"), &mut text);
     text
 }
 
