@@ -45,7 +45,7 @@ pub struct Config {
     /// How long the database may work on one statement.
     pub statement_timeout: Duration,
     /// How long users that were read ahead of a walk are kept.
-    pub read_ahead_seconds: u16,
+    pub read_ahead_seconds: u32,
     /// Who says whose a token is.
     pub authentication: Authentication,
 }
@@ -62,7 +62,7 @@ impl Config {
         let authentication = Authentication::read(&mut variables);
         let timeout_ms = variables.integer("STATEMENT_TIMEOUT_MS", 1..=900_000, 20_000);
         let statement_timeout = Duration::from_millis(timeout_ms.into());
-        let read_ahead_seconds = variables.integer("READ_AHEAD_SECONDS", 0..=300, 60).into();
+        let read_ahead_seconds = variables.integer("READ_AHEAD_SECONDS", 0..=300, 60);
         match database {
             Some(database) if variables.problems.is_empty() => {
                 Ok(Self { database, statement_timeout, read_ahead_seconds, authentication })

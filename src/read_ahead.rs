@@ -70,7 +70,7 @@ impl ReadAhead {
     pub const STEPS: [i64; 2] = [1_000, 60_000];
 
     /// Keeps answers for so many seconds.
-    pub fn new(seconds: u16, steps: [i64; 2]) -> Self {
+    pub fn new(seconds: u32, steps: [i64; 2]) -> Self {
         Self { max_age_ms: i64::from(seconds) * 1000, steps, walks: Mutex::default() }
     }
 

@@ -9,7 +9,8 @@ use synapse_media_usage::service::PATH;
 use crate::support::{
     block_on,
     database::Database,
-    project, read,
+    documentation::block,
+    project,
     reverse_proxy::{Proxy, Split},
 };
 
@@ -253,9 +254,8 @@ fn synadm_prints_a_page_and_an_error() {
         serde_json::from_str::<Value>(&printed).unwrap_or_else(|_| panic!("{printed}{complaints}"))
     };
 
-    let readme = read("README.md");
-    let command = readme.split('`').find(|text| text.starts_with("synadm raw ")).unwrap();
-    assert_eq!(synadm("admin", command)["users"].as_array().unwrap().len(), 100);
+    let command = block("docs/clients.md", "synadm raw ");
+    assert_eq!(synadm("admin", &command)["users"].as_array().unwrap().len(), 100);
     homeserver.surroundings.api.events();
 
     let path = "v1/statistics/users/media?limit=2&order_by=user_id&search_term=J%C3%BCrgen+%2B+Ina";
@@ -266,34 +266,53 @@ fn synadm_prints_a_page_and_an_error() {
     let event = homeserver.surroundings.api.events().pop().unwrap();
     assert_eq!((event["body"].as_str(), &event["isBase64Encoded"]), (Some("{}"), &false.into()));
 
-    let error = synadm("old", command);
+    let error = synadm("old", &command);
     assert_eq!(error["errcode"], "M_UNKNOWN_TOKEN");
+}
+
+/// What a command prints, whose curl takes the reverse proxy for the homeserver.
+fn curl(homeserver: &Split, command: &str) -> String {
+    let dir = &homeserver.surroundings.tls.dir;
+    let options = format!(
+        "connect-to = matrix.example.org:443:127.0.0.1:{}\ncacert = {}\nnoproxy = *\n",
+        homeserver.running.port,
+        homeserver.surroundings.tls.file("ca.pem")
+    );
+    fs::write(dir.join(".curlrc"), options).unwrap();
+    let output = Command::new("sh")
+        .args(["-c", command])
+        .env("CURL_HOME", dir)
+        .env("ADMIN_TOKEN", ADMIN.1.strip_prefix("Bearer ").unwrap())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
 }
 
 #[test]
 fn curl_shows_who_answers() {
     let Some(homeserver) = homeserver() else { return };
-    let curl = |command: &str| {
-        let dir = &homeserver.surroundings.tls.dir;
-        let options = format!(
-            "connect-to = matrix.example.org:443:127.0.0.1:{}\ncacert = {}\nnoproxy = *\n",
-            homeserver.running.port,
-            homeserver.surroundings.tls.file("ca.pem")
-        );
-        fs::write(dir.join(".curlrc"), options).unwrap();
-        let output =
-            Command::new("sh").args(["-c", command]).env("CURL_HOME", dir).output().unwrap();
-        assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap().to_lowercase()
-    };
-    let readme = read("README.md");
-    let command = readme.lines().find(|line| line.starts_with("curl -si ")).unwrap();
-    let answer = curl(command);
+    let command = block("docs/routing.md", "curl -si ");
+    let answer = curl(&homeserver, &command).to_lowercase();
     assert_eq!(answer.split(' ').nth(1), Some("401"), "{answer}");
     assert!(
         answer.contains("m_missing_token") && answer.contains("\nsynapse-trace-id: "),
         "{answer}"
     );
-    let other = curl(&command.replace("/media ", "/other "));
+    let other = curl(&homeserver, &command.replace("/media ", "/other ")).to_lowercase();
     assert!(!other.contains("synapse-trace-id"), "{other}");
+}
+
+#[test]
+fn a_script_writes_everybody_as_csv() {
+    let Some(homeserver) = homeserver() else { return };
+    let script = block("docs/clients.md", "everybody() {");
+    let csv = curl(&homeserver, &script);
+    let user = |line: &str| line.split('"').nth(1).unwrap().to_owned();
+    assert_everybody_once([csv.lines().map(user).collect()], &csv);
+    let line = "\"@user1201:example.org\",\"Jürgen + Ina 1201\",2,2000000";
+    assert!(csv.lines().any(|it| it == line), "{csv}");
+    // An error ends it, and is told.
+    let refused = format!("ADMIN_TOKEN=old\n{} || echo refused", script.trim_end());
+    assert_eq!(curl(&homeserver, &refused), "refused\n");
 }

@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::Value;
 
-use crate::support::{homeserver::Homeserver, outer_variables, project, read};
+use crate::support::{documentation::block, homeserver::Homeserver, outer_variables, project};
 
 /// Ends all that a command has started, however the test ends. Not by SIGINT, which is ignored in
 /// whatever a shell has started in the background.
@@ -23,8 +23,7 @@ impl Drop for Group {
 #[test]
 fn the_demo_serves_requests_and_hands_variables_on() {
     let homeserver = Homeserver::start();
-    let readme = read("README.md");
-    let serve = readme.split('`').find(|code| code.starts_with("HOMESERVER_URL=")).unwrap();
+    let serve = block("README.md", "HOMESERVER_URL=");
     let mut demo = Command::new("sh")
         .args(["-c", &serve.replace('…', &homeserver.url())])
         .current_dir(project())
@@ -38,9 +37,20 @@ fn the_demo_serves_requests_and_hands_variables_on() {
     let group = Group(demo.id());
     let mut lines = BufReader::new(demo.stdout.take().unwrap()).lines().map(Result::unwrap);
     let mut printed = lines.by_ref().take_while(|line| !line.ends_with("Ctrl-C ends it."));
-    let count = printed.find(|line| line.ends_with(" answers are as expected.")).unwrap();
-    let count: Vec<_> = count.split(' ').collect();
+    let mut answers = Vec::new();
+    for line in printed.by_ref() {
+        answers.push(line);
+        if answers.last().unwrap().ends_with(" answers are as expected.") {
+            break;
+        }
+    }
+    let count: Vec<_> = answers.last().unwrap().split(' ').collect();
     assert_eq!(count[0], count[2], "{count:?}");
+    // What README shows of it was printed in this order.
+    let mut rest = answers.iter();
+    for line in block("README.md", "first-page").lines().filter(|line| line.trim() != "…") {
+        assert!(rest.any(|answer| answer == line), "{line}");
+    }
     let curl = printed.find(|line| line.starts_with("  curl ")).unwrap();
     printed.last();
 

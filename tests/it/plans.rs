@@ -9,7 +9,7 @@ use synapse_media_usage::{
 
 use crate::{
     statements::{STATEMENTS, bound},
-    support::{block_on, database::Database, read},
+    support::{block_on, database::Database, documentation::block, read},
 };
 
 /// A scan that was really made: an arm of a choice that was not taken has none.
@@ -128,23 +128,27 @@ fn the_optional_indexes_are_used_as_soon_as_they_are_there() {
     block_on(async {
         let database = database().await;
         let mut session = database.session().await;
-        let readme = read("README.md");
         let index_of = |scans: Vec<Scan>| {
             let mut media = scans.into_iter().filter(|scan| scan.table == "local_media_repository");
             media.next().unwrap().index
         };
-        for (index, text, before) in [
-            ("media_usage_lengths", "order_by=media_length&dir=b&limit=20", None),
+        for (index, create, text, before) in [
+            (
+                "media_usage_lengths",
+                block("docs/performance.md", "CREATE INDEX CONCURRENTLY media_usage_lengths "),
+                "order_by=media_length&dir=b&limit=20",
+                None,
+            ),
             (
                 "media_usage_times",
+                block("docs/performance.md", "CREATE INDEX CONCURRENTLY media_usage_times "),
                 "order_by=media_length&dir=b&from_ts=1748500000000",
                 Some("users_have_local_media"),
             ),
         ] {
             let query = MediaUsageQuery::parse(&Args::parse(text)).unwrap();
             assert_eq!(index_of(scans(&mut session, &query).await).as_deref(), before, "{text}");
-            let create = format!("CREATE INDEX CONCURRENTLY {index} ");
-            database.run(readme.lines().find(|line| line.starts_with(&create)).unwrap()).await;
+            database.run(&create).await;
             assert_eq!(
                 index_of(scans(&mut session, &query).await).as_deref(),
                 Some(index),

@@ -122,12 +122,12 @@ fn the_times_of_a_line_fit_together() {
 }
 
 #[test]
-fn the_fields_are_those_of_the_readme() {
+fn the_fields_are_those_of_the_runbook() {
     let database = block_on(Database::of_conformance("synapse-94"));
     // Of both, because only the second has an errcode, and only the first a page.
     let lines = lines(&database, &[("", "syt_admin_ok"), ("", "syt_nosuch")]);
-    let readme = read("README.md");
-    let (_, section) = readme.split_once("## Watching").unwrap();
+    let runbook = read("docs/runbook.md");
+    let (_, section) = runbook.split_once("\n## The log\n").unwrap();
     let (section, _) = section.split_once("\n### ").unwrap();
     let documented: BTreeSet<_> = section
         .lines()

@@ -7,6 +7,7 @@ pub mod backend;
 pub mod cases;
 pub mod conformance;
 pub mod database;
+pub mod documentation;
 pub mod function;
 pub mod gateway;
 pub mod homeserver;

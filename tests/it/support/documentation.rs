@@ -1,0 +1,46 @@
+//! The commands that the documentation has people type.
+
+use std::fs;
+
+use super::{project, read};
+
+/// A fenced block.
+#[derive(Debug)]
+pub struct Block {
+    /// What stands behind the opening fence, such as `sh run`.
+    pub mark: String,
+    /// What is inside.
+    pub text: String,
+}
+
+/// README.md and the pages of docs/.
+pub fn pages() -> Vec<String> {
+    let docs = fs::read_dir(project().join("docs")).unwrap();
+    let docs = docs.map(|entry| format!("docs/{}", entry.unwrap().file_name().to_str().unwrap()));
+    let mut pages: Vec<_> = docs.filter(|name| name.ends_with(".md")).collect();
+    pages.push("README.md".to_owned());
+    pages
+}
+
+/// The fenced blocks of a page.
+pub fn blocks(page: &str) -> Vec<Block> {
+    let text = read(page);
+    let mut blocks = Vec::new();
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        if let Some(mark) = line.trim_start().strip_prefix("```") {
+            let inside = lines.by_ref().take_while(|line| line.trim_start() != "```");
+            let text = inside.map(|line| format!("{line}\n")).collect();
+            blocks.push(Block { mark: mark.to_owned(), text });
+        }
+    }
+    blocks
+}
+
+/// The one block of a page that begins so.
+pub fn block(page: &str, start: &str) -> String {
+    let mut blocks: Vec<_> =
+        blocks(page).into_iter().filter(|block| block.text.starts_with(start)).collect();
+    assert_eq!(blocks.len(), 1, "{page}: {start}");
+    blocks.remove(0).text
+}
