@@ -3,14 +3,12 @@
 
 use std::fs;
 
-use crate::{
-    events::request,
-    support::{
-        block_on,
-        database::{Cluster, Database},
-        function::Function,
-        gateway::Gateway,
-    },
+use crate::support::{
+    block_on,
+    cases::request,
+    database::{Cluster, Database},
+    function::Function,
+    gateway::Gateway,
 };
 
 const TOKEN: &str = "syt_admin_ok";

@@ -237,8 +237,8 @@ fn forms() -> Vec<(Reply, &'static str)> {
 fn what_mas_says_is_read_as_synapse_reads_it() {
     block_on(async {
         let database = database("synapse-94").await;
-        let readme = read("README.md");
-        let revoke = readme.lines().find(|line| line.starts_with("REVOKE SELECT (token, "));
+        let page = read("docs/database.md");
+        let revoke = page.lines().find(|line| line.starts_with("REVOKE SELECT (token, "));
         database.run(revoke.unwrap()).await;
         let mas = Mas::start();
         let service = Variables::of(&database).mas(&mas).service();
