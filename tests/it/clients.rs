@@ -283,8 +283,8 @@ fn curl_shows_who_answers() {
         assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap().to_lowercase()
     };
-    let readme = read("README.md");
-    let command = readme.lines().find(|line| line.starts_with("curl -si ")).unwrap();
+    let page = read("docs/routing.md");
+    let command = page.lines().find(|line| line.starts_with("curl -si ")).unwrap();
     let answer = curl(command);
     assert_eq!(answer.split(' ').nth(1), Some("401"), "{answer}");
     assert!(

@@ -29,6 +29,7 @@ fn every_link_leads_somewhere() {
     for file in [
         "README.md",
         "docs/database.md",
+        "docs/routing.md",
         "src/sql/README.md",
         "tests/bench/README.md",
         "tests/conformance/README.md",
@@ -264,7 +265,7 @@ const NO_COMMANDS: [&str; 4] = ["GET /", "SET LOCAL", "SET search_path", "log_"]
 
 #[test]
 fn every_command_is_run_or_says_what_it_needs() {
-    let readme = ["README.md", "docs/database.md"].map(read).join("\n");
+    let readme = ["README.md", "docs/database.md", "docs/routing.md"].map(read).join("\n");
     let makefile = read("Makefile");
     let mut neither = Vec::new();
     for section in readme.split("\n## ") {
