@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 
 mod auth;
+mod clicks;
 mod clients;
 mod configuration;
 mod conformance;

@@ -266,7 +266,7 @@ fn an_api_that_cannot_prove_its_name_is_not_asked() {
     for proxy in Proxy::available() {
         // Of the right authority, but for another name; and for its name, but of an unknown authority.
         for certificate in [Certificate::Elsewhere, Certificate::Right] {
-            let mut surroundings = Surroundings::new(certificate, None);
+            let mut surroundings = Surroundings::new(certificate, Vec::new());
             if matches!(certificate, Certificate::Right) {
                 surroundings.tls = Tls::for_names(&[HOMESERVER, http_api::NAME]);
             }

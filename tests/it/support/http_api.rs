@@ -38,15 +38,16 @@ pub struct HttpApi {
 }
 
 struct State {
-    function: Mutex<Option<Function>>,
+    /// Those that are not busy.
+    functions: Mutex<Vec<Function>>,
     mood: Mutex<Mood>,
     events: Mutex<Vec<Value>>,
 }
 
 impl HttpApi {
-    pub fn start(tls: &Tls, certificate: Certificate, function: Option<Function>) -> Self {
+    pub fn start(tls: &Tls, certificate: Certificate, functions: Vec<Function>) -> Self {
         let state = Arc::new(State {
-            function: Mutex::new(function),
+            functions: Mutex::new(functions),
             mood: Mutex::new(Mood::Plain),
             events: Mutex::default(),
         });
@@ -68,7 +69,7 @@ impl HttpApi {
 impl Drop for HttpApi {
     fn drop(&mut self) {
         // The server's threads live on.
-        *self.state.function.lock().unwrap() = None;
+        self.state.functions.lock().unwrap().clear();
     }
 }
 
@@ -94,13 +95,14 @@ impl State {
         } else {
             match self.outcome(request) {
                 Ok(answer) => answer,
-                Err(()) => return own_answer(500, "Internal Server Error").into(),
+                Err(own) => return own.into(),
             }
         };
         if cors { with_cors(answer).into() } else { answer.into() }
     }
 
-    fn outcome(&self, request: &Message) -> Result<Answer, ()> {
+    /// The function's answer, or the one of the gateway's own in its place.
+    fn outcome(&self, request: &Message) -> Result<Answer, Answer> {
         let (method, target) = request.method_and_target();
         let path = target.split('?').next().unwrap();
         if path != PATH || !["GET", "HEAD", "OPTIONS"].contains(&method) {
@@ -108,9 +110,12 @@ impl State {
         }
         let event = event(request);
         self.events.lock().unwrap().push(event.clone());
-        let function = self.function.lock().unwrap();
-        let function = function.as_ref().ok_or(())?;
-        let response = function.invoke(event.to_string().as_bytes()).map_err(drop)?;
+        // Lambda throttles what comes beyond the concurrency, and the gateway answers.
+        let idle = self.functions.lock().unwrap().pop();
+        let function = idle.ok_or_else(|| own_answer(503, "Service Unavailable"))?;
+        let outcome = function.invoke(event.to_string().as_bytes());
+        self.functions.lock().unwrap().push(function);
+        let response = outcome.map_err(|_| own_answer(500, "Internal Server Error"))?;
         let answer = Gateway::HttpApi.answer(&response);
         let headers = answer.headers.into_iter().collect();
         Ok(Answer { headers, ..Answer::new(answer.status, answer.body) })

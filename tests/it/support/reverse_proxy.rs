@@ -83,9 +83,9 @@ pub struct Surroundings {
 }
 
 impl Surroundings {
-    pub fn new(certificate: Certificate, function: Option<Function>) -> Self {
+    pub fn new(certificate: Certificate, functions: Vec<Function>) -> Self {
         let tls = Tls::for_names(&["localhost", HOMESERVER, http_api::NAME]);
-        let api = HttpApi::start(&tls, certificate, function);
+        let api = HttpApi::start(&tls, certificate, functions);
         let asked = Arc::<Mutex<Vec<Message>>>::default();
         let requests = Arc::clone(&asked);
         let homeserver = Server::start(move |request| {
@@ -208,8 +208,19 @@ impl Split {
 
     /// The same with the rows of another database.
     pub fn with(database: &Database, proxy: Proxy, change: impl Fn(String) -> String) -> Self {
-        let function = Function::start(&[("DATABASE_URL", &database.url())]);
-        let surroundings = Surroundings::new(Certificate::Right, Some(function));
+        Self::with_concurrency(1, database, proxy, change)
+    }
+
+    /// The same with so many execution environments of the function.
+    pub fn with_concurrency(
+        concurrency: usize,
+        database: &Database,
+        proxy: Proxy,
+        change: impl Fn(String) -> String,
+    ) -> Self {
+        let url = database.url();
+        let functions = (0..concurrency).map(|_| Function::start(&[("DATABASE_URL", &url)]));
+        let surroundings = Surroundings::new(Certificate::Right, functions.collect());
         let running = surroundings.proxy(proxy, change).ready();
         surroundings.api.events();
         Self { proxy, surroundings, running }
