@@ -5,7 +5,7 @@
 SHELL := /usr/bin/env bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo serve check test snapshots soak fuzz lint bench build release style
+.PHONY: help demo serve check test snapshots soak fuzz lint bench build release contract versions style
 
 # Finds or installs Rust; where rustup has just been installed, its folder is not on PATH yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -57,6 +57,7 @@ test: check lint build ## Run every check
 # What the demo runs, so that no test compiles it beside others.
 	cargo build --locked --bins
 	cargo test --locked --lib --test it -- --show-output
+	@$(call on_versions,14 18)
 
 # Most of it is waiting, so that many functions share the faults. SOAK_SEED=... makes a run's faults again.
 soak: export SOAK_FAULTS ?= 1200
@@ -85,7 +86,7 @@ release:               ## Build what is released from the last commit, twice, an
 
 # The function is the release binary whatever the bench is built with. Its data sets take minutes to make and
 # some 2 GB; they are kept in a folder that also PostgreSQL's own user can enter.
-bench: export BENCH_DATA ?= /var/tmp/synapse-media-usage-bench
+bench: export BENCH_DATA ?= /var/tmp/synapse-media-usage-bench$(PG:%=-%)
 bench: export SHARED_BUFFERS ?= 512MB
 bench: build           ## Measure the function beside Synapse's statements and psql (half an hour)
 	cargo bench --profile dev --locked --bench bench
@@ -104,5 +105,28 @@ lint: style            ## Run the checks that read but do not run the code
 # The check of the template waits for a PostgreSQL half of its time, so the others run beside it.
 	export PATH AWS_DEFAULT_REGION=eu-central-1 SAM_CLI_TELEMETRY=0; $(call with,lint); \
 	python tests/template/check & check=$$!; \
-	cfn-lint template.yaml; sam validate --lint; python tests/release/check; \
+	cfn-lint template.yaml; sam validate --lint; python tests/release/check; python tests/contract/check; \
 	wait $$check
+
+# What depends on the server's version: the recorded cases, the statements and the plans, on each of these PostgreSQLs.
+on_versions = for version in $(1); do \
+	    echo "== the recorded cases, the statements and the plans on PostgreSQL $$version"; \
+	    PG_VERSION=$$version cargo test --locked --test it -- conformance:: statements:: plans:: versions::; \
+	done
+
+ifeq ($(shell uname -s),Linux)
+versions: export FUNCTION_BINARY = $(CURDIR)/.aws-sam/build/Function/bootstrap
+endif
+
+versions: build        ## Run what depends on PostgreSQL's version on all that are supported
+	@$(call on_versions,14 15 16 17 18)
+
+# `make bench PG=18` measures on that version. Each has data of its own, because none can read another's.
+ifdef PG
+bench: export PG_VERSION = $(PG)
+endif
+
+# SYNAPSE=1.150.0 compares with that release.
+contract:              ## Compare the recorded cases and tables with the newest Synapse's (two minutes)
+	@$(rust)
+	@tests/contract/run $(SYNAPSE)

@@ -30,4 +30,5 @@ mod statements;
 #[expect(dead_code, reason = "the bench uses the rest")]
 mod support;
 mod tls;
+mod versions;
 mod whoami;

@@ -1,6 +1,7 @@
 -- The tables that the endpoint reads, as Synapse 1.100 leaves them (schema_version 84) while its background updates
 -- are still running. What differs from synapse-94.sql:
 --   users has no suspended; profiles has no fields; local_media_repository has no authenticated and no sha256;
+--   access_tokens has no index on refresh_token_id;
 --   profiles.full_user_id has no index yet, and the check that it is not null does not cover old rows.
 -- Left out: the foreign key of access_tokens.refresh_token_id, because the table refresh_tokens is never read.
 
@@ -38,7 +39,6 @@ CREATE TABLE access_tokens (
     CONSTRAINT access_tokens_token_key UNIQUE (token)
 );
 CREATE INDEX access_tokens_device_id ON access_tokens (user_id, device_id);
-CREATE INDEX access_tokens_refresh_token_id_idx ON access_tokens (refresh_token_id);
 
 -- A hidden device is no device but a key for cross-signing, kept in the same table.
 CREATE TABLE devices (
