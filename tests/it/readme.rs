@@ -28,7 +28,10 @@ fn anchor(heading: &str) -> String {
 fn every_link_leads_somewhere() {
     for file in [
         "README.md",
+        ".github/CONTRIBUTING.md",
+        ".github/SECURITY.md",
         "docs/database.md",
+        "docs/deploy.md",
         "docs/routing.md",
         "src/sql/README.md",
         "tests/bench/README.md",
@@ -56,33 +59,6 @@ fn every_link_leads_somewhere() {
                     linked.lines().filter(|line| line.starts_with('#')).map(anchor).collect();
                 assert!(anchors.contains(fragment), "{file}: {target}");
             }
-        }
-    }
-}
-
-#[test]
-fn every_parameter_of_the_template_is_in_the_table_and_no_other() {
-    let (readme, template) = (read("README.md"), read("template.yaml"));
-    let table = section(&readme, "### Parameters", "### ");
-    let named: BTreeSet<_> = table
-        .lines()
-        .filter_map(|line| line.strip_prefix("| `")?.split(" | ").next())
-        .flat_map(|names| names.split('`').step_by(2))
-        .filter(|name| !name.is_empty())
-        .collect();
-    let parameters: BTreeSet<_> = section(&template, "Parameters:", "Rules:")
-        .lines()
-        .filter_map(|line| line.strip_prefix("  ")?.strip_suffix(':'))
-        .filter(|name| name.chars().all(char::is_alphanumeric))
-        .collect();
-    assert!(parameters.len() > 30);
-    assert_eq!(named, parameters);
-    // And each output that a command asks for is there.
-    let outputs = section(&template, "Outputs:", "\0");
-    for name in readme.split("output ").skip(1) {
-        let name: String = name.chars().take_while(char::is_ascii_alphanumeric).collect();
-        if name.starts_with(char::is_uppercase) {
-            assert!(outputs.contains(&format!("\n  {name}:")), "{name}");
         }
     }
 }
@@ -138,7 +114,7 @@ fn the_role_is_made_and_removed_as_written() {
         |sql: &str| shell(&format!("psql -X -v ON_ERROR_STOP=1 -d synapse <<'END'\n{sql}\nEND"));
     let readme = read("README.md");
     let grant = "GRANT synapse TO CURRENT_USER";
-    assert!(readme.contains(&format!("`{grant}`")));
+    assert!(read("docs/deploy.md").contains(&format!("`{grant}`")));
     shell(&format!(
         "psql -X -v ON_ERROR_STOP=1 -d postgres -c 'CREATE ROLE synapse' -c '{grant}' -c 'CREATE DATABASE synapse OWNER synapse'"
     ));
@@ -153,7 +129,7 @@ fn the_role_is_made_and_removed_as_written() {
     assert_eq!(grants.matches("media_usage").count(), 3);
     sql(grants);
 
-    let deploy = section(&readme, "## Deploy", "## ");
+    let deploy = read("docs/deploy.md");
     let question = deploy.lines().find(|line| line.contains("column_privileges")).unwrap();
     let answer = shell(question);
     for (table, column, granted) in [
@@ -195,8 +171,8 @@ fn the_role_is_made_and_removed_as_written() {
 
 #[test]
 fn the_pinned_tools_come_into_this_shell() {
-    let (readme, pinned) = (read("README.md"), read("tests/tools/requirements.txt"));
-    let export = readme.split('`').find(|text| text.starts_with("export PATH=")).unwrap();
+    let (page, pinned) = (read("docs/deploy.md"), read("tests/tools/requirements.txt"));
+    let export = page.split('`').find(|text| text.starts_with("export PATH=")).unwrap();
     for (tool, package) in [
         ("sam --version", "aws-sam-cli"),
         ("cargo lambda --version", "cargo-lambda"),
@@ -215,8 +191,9 @@ fn the_pinned_tools_come_into_this_shell() {
 
 /// What runs the commands of README that start so: a test, the Makefile or the bench.
 /// The targets of `make`, and what needs AWS, are not listed.
-const RUN: [(&str, &str); 19] = [
+const RUN: [(&str, &str); 20] = [
     ("sam build", "Makefile"),
+    ("sam deploy", "test_a_release_is_deployed_without_a_toolchain"),
     ("curl -si ", "curl_shows_who_answers"),
     ("synadm raw ", "synadm_prints_a_page_and_an_error"),
     ("psql -v ON_ERROR_STOP=1 -d synapse ", "the_role_is_made_and_removed_as_written"),
@@ -241,9 +218,9 @@ const RUN: [(&str, &str); 19] = [
     ("cargo test", "Makefile"),
     ("cargo deny", "Makefile"),
     ("cargo shear", "Makefile"),
-    ("git verify-tag ", "test_a_release_is_made_verified_and_deployed_as_written"),
-    ("diff SHA256SUMS ", "test_a_release_is_made_verified_and_deployed_as_written"),
-    ("unzip -p ", "test_a_release_is_made_verified_and_deployed_as_written"),
+    ("git verify-tag ", "test_a_release_is_made_and_verified_as_written"),
+    ("diff SHA256SUMS ", "test_a_release_is_made_and_verified_as_written"),
+    ("unzip -p ", "test_a_release_is_made_and_verified_as_written"),
 ];
 
 /// What runs each target of `make`: a file, and how it says so.
@@ -265,10 +242,13 @@ const NO_COMMANDS: [&str; 4] = ["GET /", "SET LOCAL", "SET search_path", "log_"]
 
 #[test]
 fn every_command_is_run_or_says_what_it_needs() {
-    let readme = ["README.md", "docs/database.md", "docs/routing.md"].map(read).join("\n");
+    let pages = ["README.md", "docs/database.md", "docs/deploy.md", "docs/routing.md"].map(read);
     let makefile = read("Makefile");
     let mut neither = Vec::new();
-    for section in readme.split("\n## ") {
+    // A page of steps says it once, at its beginning.
+    let needs_aws = |page: &&String| page.contains("From step 2 on you need AWS credentials");
+    for section in pages.iter().filter(|page| !needs_aws(page)).flat_map(|page| page.split("\n## "))
+    {
         let mut before = "";
         for paragraph in section.split("\n\n") {
             let commands: Vec<_> = match paragraph.split_once('\n') {
@@ -284,7 +264,7 @@ fn every_command_is_run_or_says_what_it_needs() {
             // A block belongs to the paragraph before it.
             let said = [before, paragraph].concat();
             before = paragraph;
-            if said.contains("needs AWS") || section.contains("Everything here but ") {
+            if said.contains("needs AWS") {
                 continue;
             }
             neither.extend(commands.into_iter().filter(|command| {
@@ -308,7 +288,7 @@ fn every_command_is_run_or_says_what_it_needs() {
     let checks = ["template", "release"].map(|folder| read(&format!("tests/{folder}/check")));
     let tests = [tests.concat(), checks.concat()].concat();
     for (command, by) in RUN {
-        assert!(readme.contains(command), "{command}");
+        assert!(pages.iter().any(|page| page.contains(command)), "{command}");
         let is_there = if by.contains('/') || by == "Makefile" {
             read(by).contains(command)
         } else {
