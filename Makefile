@@ -5,7 +5,7 @@
 SHELL := /usr/bin/env bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test soak fuzz lint bench build release contract versions
+.PHONY: help demo serve test soak fuzz lint bench build release
 
 # Finds or installs Rust; where rustup has just been installed, its folder is not on PATH yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -92,10 +92,12 @@ lint:                  ## Run the checks that read but do not run the code
 	cfn-lint template.yaml; sam validate --lint; python tests/release/check; python tests/contract/check; \
 	wait $$check
 
+.PHONY: contract versions
+
 # What depends on the server's version: the recorded cases, the statements and the plans, on each of these PostgreSQLs.
 on_versions = for version in $(1); do \
 	    echo "== the recorded cases, the statements and the plans on PostgreSQL $$version"; \
-	    PG_VERSION=$$version cargo test --locked --test it -- conformance:: statements:: plans:: versions::; \
+	    PG_BIN= PG_VERSION=$$version cargo test --locked --test it -- conformance:: statements:: plans:: versions::; \
 	done
 
 ifeq ($(shell uname -s),Linux)
