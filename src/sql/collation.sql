@@ -3,9 +3,11 @@
 --
 -- Asked once a connection, together with session.sql and as warily. PostgreSQL 14 has neither the
 -- column nor the function, and cannot tell.
-SELECT pg_database.datcollversion AS built_by,
-       pg_catalog.pg_database_collation_actual_version(pg_database.oid) AS compared_by
-  FROM pg_catalog.pg_database
- WHERE pg_database.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()
-   AND pg_database.datcollversion
-       OPERATOR(pg_catalog.<>) pg_catalog.pg_database_collation_actual_version(pg_database.oid);
+SELECT versions.built_by, versions.compared_by
+  FROM (
+           SELECT pg_database.datcollversion AS built_by,
+                  pg_catalog.pg_database_collation_actual_version(pg_database.oid) AS compared_by
+             FROM pg_catalog.pg_database
+            WHERE pg_database.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()
+       ) AS versions
+ WHERE versions.built_by OPERATOR(pg_catalog.<>) versions.compared_by;

@@ -31,5 +31,6 @@ mod statements;
 #[expect(dead_code, reason = "the bench uses the rest")]
 mod support;
 mod tls;
+mod traps;
 mod versions;
 mod whoami;
