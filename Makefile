@@ -108,10 +108,12 @@ lint: style            ## Run the checks that read but do not run the code
 	cfn-lint template.yaml; sam validate --lint; python tests/release/check; python tests/contract/check; \
 	wait $$check
 
+.PHONY: contract versions
+
 # What depends on the server's version: the recorded cases, the statements and the plans, on each of these PostgreSQLs.
 on_versions = for version in $(1); do \
 	    echo "== the recorded cases, the statements and the plans on PostgreSQL $$version"; \
-	    PG_VERSION=$$version cargo test --locked --test it -- conformance:: statements:: plans:: versions::; \
+	    PG_BIN= PG_VERSION=$$version cargo test --locked --test it -- conformance:: statements:: plans:: versions::; \
 	done
 
 ifeq ($(shell uname -s),Linux)

@@ -8,7 +8,7 @@ use crate::{
     error::Error,
     invocation::Invocation,
     page::{Budget, Page, UserMedia},
-    postgres::{Connection, failure},
+    postgres::{Connection, failure, or_nothing},
     query::{Direction, MediaUsageQuery, SearchTerm},
     read_ahead::{KeptAnswer, ReadAhead},
     statement::Shape,
@@ -81,8 +81,8 @@ pub async fn media_usage(
     let mut page = Page::new(query.from, query.limit, budget);
     let mut pushed = Ok(());
     let mut total = 0;
-    while let Some(row) =
-        rows.try_next().await.map_err(|error| failure("reading media statistics", &error))?
+    while let Some(row) = or_nothing(rows.try_next().await)
+        .map_err(|error| failure("reading media statistics", &error))?
     {
         let column = |error: sqlx::Error| failure("reading a row of media statistics", &error);
         total = row.try_get("total").map_err(column)?;

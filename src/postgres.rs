@@ -7,6 +7,7 @@ mod session;
 use std::{
     fmt::Write as _,
     hash::{BuildHasher, Hasher, RandomState},
+    mem::take,
     panic::AssertUnwindSafe,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, UNIX_EPOCH},
@@ -20,10 +21,10 @@ use sqlx::{
 };
 use tokio::sync::Semaphore;
 
-pub use self::failure::failure;
+pub use self::failure::{failure, or_nothing};
 use self::{
     failure::{SET_POOLER, connecting, is_refused_password},
-    session::{MARKER, PANICKED, log_in, settings},
+    session::{MARKER, PANICKED, index_scans_off, log_in, settings},
 };
 use crate::{
     config::{Access, Database},
@@ -105,6 +106,10 @@ pub struct Connection {
     marker: String,
     /// Through a pooler, what begins a transaction.
     begin: Option<String>,
+    /// What is asked together with the first beginning.
+    first: String,
+    /// Whether no index can be relied on.
+    index_scans_off: bool,
 }
 
 impl Connector {
@@ -278,8 +283,13 @@ impl Connector {
             no_answer: "a new connection gave no first answer; is the pooler out of sessions?",
             marker: self.marker.clone(),
             begin: None,
+            first: format!("; {}", self.statements.missing_indexes),
+            index_scans_off: false,
         };
-        let session = format!("{}; {}", self.statements.session, self.statements.check_client);
+        // The column is there from PostgreSQL 15 on.
+        if connection.session.server_version_num().is_some_and(|version| version >= 150_000) {
+            let _ = write!(connection.first, "; {}", self.statements.collation);
+        }
         if self.database.pooler {
             // What follows holds until the end of the transaction, and is gone with it.
             let mut begin = BEGIN.to_owned();
@@ -289,9 +299,11 @@ impl Connector {
             let _ = write!(begin, "; SET LOCAL {MARKER} = {}", self.marker);
             connection.begin = Some(format!("{begin}; {}", self.statements.session));
         } else {
-            // Both in one round trip; the first one's row is the one that counts.
-            let session = sqlx::raw_sql(&session).fetch_one(&mut connection.session).await;
-            connection.read_session(&session.map_err(connecting)?)?;
+            // All in one round trip.
+            let Statements { session, check_client, .. } = self.statements;
+            let session = format!("{session}; {check_client}{}", take(&mut connection.first));
+            let session = sqlx::raw_sql(&session).fetch_all(&mut connection.session).await;
+            connection.read_session(&session.map_err(connecting)?).await?;
         }
         Ok(connection)
     }
@@ -367,12 +379,13 @@ impl Connection {
 
     async fn begin(&mut self) -> Result<(), Error> {
         let Some(begin) = &self.begin else { return Ok(()) };
-        let session = sqlx::raw_sql(begin).fetch_one(&mut self.session);
+        let begin = format!("{begin}{}", take(&mut self.first));
+        let session = sqlx::raw_sql(&begin).fetch_all(&mut self.session);
         let session = in_time(self.answers_by, self.no_answer, session)
             .await?
             .map_err(|error| failure("beginning a transaction", &error))?;
         self.answers_by = None;
-        self.read_session(&session)
+        self.read_session(&session).await
     }
 
     async fn end(&mut self) -> Result<(), Error> {
@@ -416,9 +429,8 @@ impl Connection {
         query: Query<'_, Postgres, PgArguments>,
     ) -> Result<Option<PgRow>, Error> {
         let row = query.persistent(self.keeps_statements()).fetch_optional(&mut self.session);
-        let row = in_time(self.answers_by, self.no_answer, row)
-            .await?
-            .map_err(|error| failure(doing, &error))?;
+        let row = in_time(self.answers_by, self.no_answer, row).await?;
+        let row = or_nothing(row).map_err(|error| failure(doing, &error))?;
         self.answers_by = None;
         Ok(row)
     }
@@ -431,17 +443,33 @@ impl Connection {
 
     /// Reads what `sql/session.sql` says of the session, which is nobody else's only if the settings
     /// arrived: prepared statements of two clients in one session answer each other's requests.
-    fn read_session(&mut self, session: &PgRow) -> Result<(), Error> {
+    async fn read_session(&mut self, rows: &[PgRow]) -> Result<(), Error> {
         let column = |error: sqlx::Error| failure("reading the session", &error);
-        if session.try_get::<Option<String>, _>("marker").map_err(column)?
-            != Some(self.marker.clone())
-        {
-            let cause =
-                format!("the session does not have the settings that were sent; {SET_POOLER}");
-            return Err(Error::DatabaseFailed(cause));
+        let session = rows.first().ok_or(sqlx::Error::RowNotFound).map_err(column)?;
+        let marker: Option<String> = session.try_get("marker").map_err(column)?;
+        if marker.as_ref() != Some(&self.marker) {
+            let cause = "the session does not have the settings that were sent";
+            return Err(Error::DatabaseFailed(format!("{cause}; {SET_POOLER}")));
         }
         self.pid = session.try_get("pid").map_err(column)?;
         self.one_pass = session.try_get("one_pass").map_err(column)?;
+        for row in rows {
+            if let Ok(missing_indexes) = row.try_get::<String, _>("missing_indexes") {
+                tracing::warn!(missing_indexes, "slow: no index begins with these columns");
+            }
+            if let Ok(built_by) = row.try_get::<String, _>("built_by") {
+                let compared_by = row.try_get::<String, _>("compared_by").map_err(column)?;
+                let what = "slow: the collation library changed below the indexes, REINDEX them";
+                tracing::warn!(built_by, compared_by, "{what}");
+                self.index_scans_off = true;
+            }
+        }
+        if self.index_scans_off {
+            // A walk would sort the whole table at each step.
+            self.one_pass = true;
+            let off = index_scans_off(self.begin.is_some());
+            sqlx::raw_sql(&off).execute(&mut self.session).await.map_err(column)?;
+        }
         Ok(())
     }
 }

@@ -15,6 +15,10 @@ pub struct Statements {
     pub session: String,
     /// Has the server notice that nobody waits for a statement any more; no parameter.
     pub check_client: String,
+    /// Which indexes are missing; together with the session's first question; no parameter.
+    pub missing_indexes: String,
+    /// Whether the indexes were built by another collation library, likewise; PostgreSQL 15 and later.
+    pub collation: String,
     /// The user of an access token; one parameter, the token.
     pub access_token: String,
     /// The same user by name; one parameter, the user id.
@@ -46,6 +50,8 @@ impl Statements {
         Self {
             session: text(include_str!("sql/session.sql")),
             check_client: text(include_str!("sql/check_client.sql")),
+            missing_indexes: text(include_str!("sql/missing_indexes.sql")),
+            collation: text(include_str!("sql/collation.sql")),
             access_token: text(include_str!("sql/access_token.sql")),
             user: text(include_str!("sql/user.sql")),
             account_validity: text(include_str!("sql/account_validity.sql")),

@@ -245,8 +245,8 @@ impl Mas {
         let device_id = device_id.and_then(Option::as_deref);
         let query = sqlx::query(&connection.statements.device).bind(user_id).bind(device_id);
         let found = connection.row("looking up a device", query).await?;
-        let found = found
-            .ok_or_else(|| Error::DatabaseFailed("looking up a device found no row".to_owned()))?;
+        // A name that the database's encoding cannot write is nobody's.
+        let Some(found) = found else { return Ok(Some(Error::USER_NOT_FOUND)) };
         let column = |error: sqlx::Error| failure("reading a device", &error);
         let user_is_known: bool = found.try_get("user_is_known").map_err(column)?;
         let device_is_known: bool = found.try_get("device_is_known").map_err(column)?;

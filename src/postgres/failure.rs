@@ -55,6 +55,20 @@ pub fn failure(doing: &str, error: &sqlx::Error) -> Error {
     }
 }
 
+/// What a parameter finds that the database's encoding has no characters for: nothing, because no row
+/// has them either.
+///
+/// # Errors
+///
+/// Any other error.
+pub fn or_nothing<T>(found: Result<Option<T>, sqlx::Error>) -> Result<Option<T>, sqlx::Error> {
+    found.or_else(|error| {
+        let code = error.as_database_error().and_then(DatabaseError::code);
+        // untranslatable_character
+        if code.as_deref() == Some("22P05") { Ok(None) } else { Err(error) }
+    })
+}
+
 /// [`failure`] for what happens before there is a session: a pooler has codes of its own for what
 /// its clients do wrong. Some of its messages quote the login, so none but those about settings is
 /// logged.
@@ -136,6 +150,7 @@ fn quotes_no_data(code: &str) -> bool {
 /// What to do about an SQLSTATE.
 fn remedy(code: &str) -> Option<&'static str> {
     Some(match code {
+        "22021" => "a row is not UTF-8, as a database in SQL_ASCII allows",
         "26000" | "42P05" => SET_POOLER,
         "28P01" => "password authentication failed: the role's name or its password is wrong",
         "28000" => {

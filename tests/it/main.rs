@@ -6,6 +6,7 @@ mod clicks;
 mod clients;
 mod configuration;
 mod conformance;
+mod copies;
 mod credentials;
 mod database_log;
 mod demo;

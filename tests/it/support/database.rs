@@ -88,15 +88,23 @@ impl Database {
     }
 
     async fn new_in(cluster: &'static Cluster, schema: &str) -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("synapse_{}", COUNT.fetch_add(1, Ordering::Relaxed));
-        Self::create(cluster, name, schema).await
+        Self::create(cluster, Self::next_name(), "", schema).await
     }
 
-    async fn create(cluster: &'static Cluster, name: String, schema: &str) -> Self {
+    /// An empty one, made with these options of `CREATE DATABASE`.
+    pub async fn with_options(options: &str) -> Self {
+        Self::create(cluster(), Self::next_name(), options, "synapse-94").await
+    }
+
+    fn next_name() -> String {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        format!("synapse_{}", COUNT.fetch_add(1, Ordering::Relaxed))
+    }
+
+    async fn create(cluster: &'static Cluster, name: String, options: &str, schema: &str) -> Self {
         let postgres = Self { name: "postgres".to_owned(), cluster };
         postgres.run(&format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)")).await;
-        postgres.run(&format!("CREATE DATABASE {name}")).await;
+        postgres.run(&format!("CREATE DATABASE {name} {options}")).await;
         let database = Self { name, cluster };
         database.run(&read(&format!("tests/schema/{schema}.sql"))).await;
         let _alone = ROLE.lock().await;
@@ -128,7 +136,7 @@ impl Database {
         if count > 0 {
             return (Self { name: name.to_owned(), ..postgres }, false);
         }
-        (Self::create(cluster(), name.to_owned(), "synapse-94").await, true)
+        (Self::create(cluster(), name.to_owned(), "", "synapse-94").await, true)
     }
 
     /// Marks a kept database as filled.
