@@ -54,6 +54,13 @@
 //! the statements have one text for all orders and filters, which is quick only if it is planned for
 //! its parameters. Each stands with its reason beside the list in [`postgres`].
 //!
+//! # Why does it read ahead?
+//!
+//! Each page of a walk by `next_token` would cost the whole answer once more, because the order and the
+//! total are known only when all users are. So the second page reads what the walk will ask for, and
+//! [`read_ahead`] keeps it for a minute. The first page never comes from memory: whoever reloads wants
+//! to see what is new.
+//!
 //! # Why does an error have no source?
 //!
 //! Nothing in here handles the cause of a failure further. The caller gets a fixed text and the log

@@ -1,4 +1,4 @@
-//! The configurations of `tests/split`, run by the servers that they are for: the one path goes to
+//! The configurations of `docs/`, run by the servers that they are for: the one path goes to
 //! the function, all else to the homeserver.
 
 use std::{

@@ -15,11 +15,10 @@ pub struct Block {
 
 /// README.md and the pages of docs/.
 pub fn pages() -> Vec<String> {
-    let docs = fs::read_dir(project().join("docs")).unwrap();
-    let docs = docs.map(|entry| format!("docs/{}", entry.unwrap().file_name().to_str().unwrap()));
-    let mut pages: Vec<_> = docs.filter(|name| name.ends_with(".md")).collect();
-    pages.push("README.md".to_owned());
-    pages
+    let docs = fs::read_dir(project().join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    let docs = docs.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
+    let docs = docs.map(|path| format!("docs/{}", path.file_name().unwrap().to_str().unwrap()));
+    docs.chain(["README.md".to_owned()]).collect()
 }
 
 /// The fenced blocks of a page.
@@ -30,7 +29,7 @@ pub fn blocks(page: &str) -> Vec<Block> {
     while let Some(line) = lines.next() {
         if let Some(mark) = line.trim_start().strip_prefix("```") {
             let inside = lines.by_ref().take_while(|line| line.trim_start() != "```");
-            let text = inside.map(|line| format!("{line}\n")).collect();
+            let text = inside.flat_map(|line| [line, "\n"]).collect();
             blocks.push(Block { mark: mark.to_owned(), text });
         }
     }

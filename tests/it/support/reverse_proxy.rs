@@ -1,4 +1,4 @@
-//! The servers that `tests/split` configures, between a homeserver and an API of API Gateway.
+//! The servers that `docs/` has configurations of, between a homeserver and an API of API Gateway.
 
 use std::{
     fs,
@@ -65,9 +65,9 @@ impl Proxy {
 
     fn configuration(self) -> String {
         read(match self {
-            Self::Nginx => "tests/split/nginx.conf",
-            Self::Haproxy => "tests/split/haproxy.cfg",
-            Self::Caddy => "tests/split/Caddyfile",
+            Self::Nginx => "docs/nginx.conf",
+            Self::Haproxy => "docs/haproxy.cfg",
+            Self::Caddy => "docs/Caddyfile",
         })
     }
 }
