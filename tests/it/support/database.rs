@@ -164,7 +164,9 @@ impl Database {
     /// Makes the table of media a large one, with the same rows in it: the function then answers
     /// as it does on a homeserver that has been used.
     pub async fn enlarge(self) -> Self {
-        let rows = "INSERT INTO local_media_repository (user_id, upload_name) SELECT '@gone:x', 'filler' FROM generate_series(1, 30000);
+        // Vacuumed, it would be a small one again.
+        let rows = "ALTER TABLE local_media_repository SET (autovacuum_enabled = off);
+                    INSERT INTO local_media_repository (user_id, upload_name) SELECT '@gone:x', 'filler' FROM generate_series(1, 30000);
                     DELETE FROM local_media_repository WHERE upload_name = 'filler'";
         self.run(rows).await;
         self.run("ANALYZE local_media_repository").await;
