@@ -21,6 +21,7 @@ mod pooler;
 mod properties;
 mod readme;
 mod request_log;
+mod role;
 mod session;
 mod soak;
 mod split;

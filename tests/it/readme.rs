@@ -2,14 +2,10 @@
 
 use std::{collections::BTreeSet, process::Command};
 
-use crate::support::{
-    block_on,
-    database::{Cluster, Database},
-    project, read,
-};
+use crate::support::{project, read};
 
 /// The text between two lines that start so.
-fn section<'a>(text: &'a str, from: &str, to: &str) -> &'a str {
+pub fn section<'a>(text: &'a str, from: &str, to: &str) -> &'a str {
     let (_, rest) = text.split_once(&format!("\n{from}")).unwrap_or_else(|| panic!("no {from}"));
     rest.split_once(&format!("\n{to}")).map_or(rest, |(section, _)| section)
 }
@@ -88,88 +84,6 @@ fn every_errcode_and_every_line_of_the_process_is_explained() {
 }
 
 #[test]
-fn the_role_is_made_and_removed_as_written() {
-    let cluster = Cluster::of_its_own();
-    // As the master user of RDS is: no superuser, and not the owner of what it has not made.
-    block_on(
-        Database { name: "postgres".to_owned(), cluster }
-            .run("CREATE ROLE master LOGIN CREATEROLE CREATEDB"),
-    );
-    let shell = |command: &str| {
-        let output = Command::new("sh")
-            .args(["-c", command])
-            .current_dir(project())
-            .env("PATH", format!("{}:{}", cluster.bin, std::env::var("PATH").unwrap()))
-            .env("PGHOST", &cluster.socket_dir)
-            .env("PGPORT", cluster.port.to_string())
-            .env("PGUSER", "master")
-            .output()
-            .unwrap();
-        let text = String::from_utf8(output.stdout).unwrap();
-        let complaint = String::from_utf8(output.stderr).unwrap();
-        assert!(output.status.success(), "{command}: {complaint}");
-        text
-    };
-    let sql =
-        |sql: &str| shell(&format!("psql -X -v ON_ERROR_STOP=1 -d synapse <<'END'\n{sql}\nEND"));
-    let readme = read("README.md");
-    let grant = "GRANT synapse TO CURRENT_USER";
-    assert!(read("docs/deploy.md").contains(&format!("`{grant}`")));
-    shell(&format!(
-        "psql -X -v ON_ERROR_STOP=1 -d postgres -c 'CREATE ROLE synapse' -c '{grant}' -c 'CREATE DATABASE synapse OWNER synapse'"
-    ));
-    sql("SET ROLE synapse;\n\\i tests/schema/synapse-94.sql");
-
-    let database = read("docs/database.md");
-    let role = section(&database, "## The role", "## ");
-    let command = role.lines().find(|line| line.starts_with("psql ")).unwrap();
-    shell(command);
-    shell(command);
-    let grants = section(role, "```sql", "```");
-    assert_eq!(grants.matches("media_usage").count(), 3);
-    sql(grants);
-
-    let deploy = read("docs/deploy.md");
-    let question = deploy.lines().find(|line| line.contains("column_privileges")).unwrap();
-    let answer = shell(question);
-    for (table, column, granted) in [
-        ("users", "admin", true),
-        ("local_media_repository", "media_length", true),
-        ("devices", "hidden", true),
-        ("account_validity", "expiration_ts_ms", true),
-        ("users", "password_hash", false),
-        ("access_tokens", "token", false),
-    ] {
-        let row = |line: &str| {
-            let cells: Vec<_> = line.split('|').map(str::trim).collect();
-            cells == [table, column, "SELECT"]
-        };
-        assert_eq!(answer.lines().any(row), granted, "{table}.{column}: {answer}");
-    }
-    assert!(!answer.contains("UPDATE") && !answer.contains("INSERT"), "{answer}");
-
-    sql(
-        "SET ROLE synapse;
-         INSERT INTO users (name, admin) VALUES ('@alice:example.org', 0), ('@bob:example.org', 0)",
-    );
-    let promotion = readme.split('`').find(|text| text.starts_with("UPDATE users ")).unwrap();
-    sql(promotion);
-    let admins = sql("SELECT 'admin:' || name FROM users WHERE admin = 1");
-    assert!(admins.contains("admin:@alice:example.org") && !admins.contains("bob"), "{admins}");
-
-    // Where it fails, here because the role has rights in another database, nobody is left a member.
-    let removal = deploy.split('`').find(|text| text.contains("DROP OWNED BY")).unwrap();
-    // From PostgreSQL 16 on, who has made it is one anyway. By stdin, because one -c is one transaction.
-    let members = "SELECT to_jsonb(m) FROM pg_auth_members m WHERE roleid = 'media_usage'::regrole";
-    let before = sql(members);
-    let elsewhere = format!("psql -X -d postgres 2>&1 <<'END'\n{removal}\nEND");
-    assert!(shell(&elsewhere).contains("cannot be dropped"));
-    assert_eq!(sql(members), before);
-    sql(removal);
-    assert!(!sql("\\du").contains("media_usage"));
-}
-
-#[test]
 fn the_pinned_tools_come_into_this_shell() {
     let (page, pinned) = (read("docs/deploy.md"), read("tests/tools/requirements.txt"));
     let export = page.split('`').find(|text| text.starts_with("export PATH=")).unwrap();
@@ -197,8 +111,8 @@ const RUN: [(&str, &str); 20] = [
     ("curl -si ", "curl_shows_who_answers"),
     ("synadm raw ", "synadm_prints_a_page_and_an_error"),
     ("psql -v ON_ERROR_STOP=1 -d synapse ", "the_role_is_made_and_removed_as_written"),
-    ("GRANT rds_iam TO media_usage;", "test_the_role_can_do_what_role_sql_grants_and_no_more"),
-    ("\\password media_usage", "test_the_role_can_do_what_role_sql_grants_and_no_more"),
+    ("GRANT rds_iam TO media_usage;", "the_role_can_do_what_role_sql_grants_and_no_more"),
+    ("\\password media_usage", "the_role_can_do_what_role_sql_grants_and_no_more"),
     ("GRANT SELECT ", "the_role_is_made_and_removed_as_written"),
     ("REVOKE SELECT ", "the_role_is_made_and_removed_as_written"),
     (
@@ -283,7 +197,7 @@ fn every_command_is_run_or_says_what_it_needs() {
     }
     assert_eq!(neither, [""; 0]);
 
-    let tests = ["clients.rs", "database_log.rs", "demo.rs", "plans.rs", "readme.rs"]
+    let tests = ["clients.rs", "database_log.rs", "demo.rs", "plans.rs", "role.rs"]
         .map(|file| read(&format!("tests/it/{file}")));
     let checks = ["template", "release"].map(|folder| read(&format!("tests/{folder}/check")));
     let tests = [tests.concat(), checks.concat()].concat();
