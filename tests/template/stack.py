@@ -42,6 +42,8 @@ MAS_ARN = f"arn:aws:secretsmanager:{REGION}:{ACCOUNT}:secret:mas-GhIjKl"
 KEY_ARN = f"arn:aws:kms:{REGION}:{ACCOUNT}:key/0a1b"
 LAYER_ARN = f"arn:aws:lambda:{REGION}:{ACCOUNT}:layer:Authorities:3"
 TOPIC_ARN = f"arn:aws:sns:{REGION}:{ACCOUNT}:on-call"
+BOUNDARY_ARN = f"arn:aws:iam::{ACCOUNT}:policy/boundary"
+LISTENER_ARN = f"arn:aws:elasticloadbalancing:{REGION}:{ACCOUNT}:listener/app/front/0a1b/2c3d"
 CERTIFICATE_ARN = f"arn:aws:acm:{REGION}:{ACCOUNT}:certificate/0a-1b"
 
 NETWORK = {"SubnetIds": "subnet-0a,subnet-0b", "DatabaseHost": "replica.example.org"}
@@ -56,6 +58,7 @@ PASSWORD = {
 }
 MAS = {"MasEndpoint": "https://mas.example.org/auth", "MasSecretArn": MAS_ARN, "ServerName": "example.org"}
 DOMAIN = {"DomainName": "media.example.org", "CertificateArn": CERTIFICATE_ARN}
+LISTENER = {"ListenerArn": LISTENER_ARN, "ListenerHost": "matrix.example.org"}
 EMAIL = {"AlarmEmail": "night-shift@example.org"}
 # Each way in once, and everything at once.
 SETS = {
@@ -66,15 +69,17 @@ SETS = {
         "DatabaseResourceId": "prx-ABC",
         "DatabasePooler": "rds-proxy",
         "HomeserverUrl": "https://matrix.example.org",
+        "Ipv6": "true",
     },
     "secret": {**SECRET, "AlarmTopicArn": TOPIC_ARN},
-    # Which has no URL of its own.
-    "password": {**PASSWORD, **EMAIL, "AccountValidity": "true", "DefaultEndpoint": "false"},
+    # Private: only a load balancer invokes the function.
+    "password": {**PASSWORD, **LISTENER, **EMAIL, "AccountValidity": "true", "DefaultEndpoint": "false"},
     "mas": {**IAM, **MAS},
     "full": {
         **MADE,
         **MAS,
         **DOMAIN,
+        **LISTENER,
         **EMAIL,
         "DatabaseAuth": "secret",
         "DatabaseResourceId": "",
@@ -101,6 +106,10 @@ SETS = {
         "XRay": "true",
         "AlarmTopicArn": TOPIC_ARN,
         "DefaultEndpoint": "false",
+        "ListenerPriority": "17",
+        "Ipv6": "true",
+        "PermissionsBoundaryArn": BOUNDARY_ARN,
+        "LogsKeyArn": KEY_ARN,
     },
 }
 
