@@ -41,6 +41,7 @@ snapshots:             ## Renew tests/snapshots; what git then shows as changed 
 	cargo build --locked
 	FUNCTION_BINARY="$${CARGO_TARGET_DIR:-$(CURDIR)/target}/debug/synapse-media-usage" UPDATE_SNAPSHOTS=1 \
 	    cargo test --locked --test it -- snapshot
+	$(call with,lint) UPDATE_SNAPSHOTS=1 python tests/template/check Rendered
 	git status --short tests/snapshots
 
 # The function that is tested and measured is what `sam build` has made. Elsewhere that does not run, and the tests compile one.
@@ -102,11 +103,8 @@ lint: style            ## Run the checks that read but do not run the code
 	$(call with,lint) cargo shear
 	@echo "== scripts, template, bill of materials"
 	$(call with,lint) shellcheck tests/tools/{debian,pgbouncer,postgres,reverse-proxy,rust,venv} tests/fuzz/run tests/release/rustflags .ci/run
-# The check of the template waits for a PostgreSQL half of its time, so the others run beside it.
 	export PATH AWS_DEFAULT_REGION=eu-central-1 SAM_CLI_TELEMETRY=0; $(call with,lint); \
-	python tests/template/check & check=$$!; \
-	cfn-lint template.yaml; sam validate --lint; python tests/release/check; python tests/contract/check; \
-	wait $$check
+	python tests/template/check; cfn-lint template.yaml; sam validate --lint; python tests/release/check; python tests/contract/check
 
 .PHONY: contract versions
 

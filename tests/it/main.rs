@@ -23,6 +23,7 @@ mod plans;
 mod pooler;
 mod properties;
 mod request_log;
+mod role;
 mod session;
 mod soak;
 mod split;
