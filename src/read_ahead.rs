@@ -5,6 +5,7 @@
 //! time, because a monotonic clock can stand still while the environment is frozen.
 
 use std::{
+    mem::replace,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -52,6 +53,8 @@ struct Walk {
 pub struct KeptAnswer {
     /// When its statement was sent, or earlier, as Unix time in ms.
     sent_ms: i64,
+    /// When it was last looked at.
+    seen_ms: i64,
     /// How many users of the order come before.
     from: i64,
     /// How many users there are in all.
@@ -96,7 +99,7 @@ impl ReadAhead {
         bounds.push(0);
         let json = String::with_capacity(MOST_BYTES.saturating_sub(4 * bounds.capacity()));
         let (sent_ms, from) = (at.now_ms(), query.from);
-        KeptAnswer { sent_ms, from, total: 0, room: users, json, bounds }
+        KeptAnswer { sent_ms, seen_ms: sent_ms, from, total: 0, room: users, json, bounds }
     }
 
     /// A page that is kept as a whole, and the number of all users.
@@ -148,14 +151,18 @@ impl ReadAhead {
         is_kept.then(|| MediaUsageQuery { from: 0, limit: 0, ..query.clone() })
     }
 
-    /// The walks, without answers that are too old, or of the future because the clock was set back.
+    /// The walks, without answers that are too old, or older than they seem because the clock was
+    /// set back.
     fn walks(&self, at: &Invocation) -> MutexGuard<'_, Vec<Walk>> {
-        let is_over = |kept: &KeptAnswer| {
-            !(0..=self.max_age_ms).contains(&at.now_ms().saturating_sub(kept.sent_ms))
-        };
+        let now_ms = at.now_ms();
         // Nothing in here panics while it holds the lock.
         let mut walks = self.walks.lock().unwrap_or_else(PoisonError::into_inner);
-        walks.iter_mut().for_each(|walk| drop(walk.kept.take_if(|kept| is_over(kept))));
+        for walk in walks.iter_mut() {
+            walk.kept.take_if(|kept| {
+                let seen_ms = replace(&mut kept.seen_ms, now_ms);
+                now_ms < seen_ms || now_ms > kept.sent_ms.saturating_add(self.max_age_ms)
+            });
+        }
         walks
     }
 
@@ -234,5 +241,237 @@ impl KeptAnswer {
         }
         let end = self.from.saturating_add(i64::try_from(self.users()).ok()?);
         (page.is_full() || end >= self.total).then_some(page)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::query::{Args, MediaUsageQuery};
+    use std::time::Instant;
+
+    /// An invocation at a Unix time that has all the time there is, and takes none.
+    fn at(unix_ms: i64) -> Invocation {
+        let began = Instant::now() + Duration::from_hours(1);
+        Invocation { unix_ms, began, ends: began + Duration::from_hours(1) }
+    }
+
+    fn query(text: &str) -> MediaUsageQuery {
+        MediaUsageQuery::parse(&Args::parse(text)).unwrap()
+    }
+
+    fn user(number: i64, padding: usize) -> UserMedia {
+        UserMedia {
+            user_id: Some(format!("@{number}\"{}:b", "x".repeat(padding))),
+            displayname: (number % 2 == 0).then(|| "\n".repeat(padding / 10)),
+            media_count: number,
+            media_length: i64::MAX - number,
+        }
+    }
+
+    /// A database of so many users with ids of a length, behind a memory.
+    struct Walker {
+        read_ahead: ReadAhead,
+        total: i64,
+        padding: usize,
+        /// How many statements it was sent.
+        statements: usize,
+    }
+
+    impl Walker {
+        fn new(seconds: u16, steps: [i64; 2], total: i64, padding: usize) -> Self {
+            Self { read_ahead: ReadAhead::new(seconds, steps), total, padding, statements: 0 }
+        }
+
+        /// The body of a page, and where the next one begins; as the service asks for it.
+        fn ask(&mut self, query: &MediaUsageQuery, at: &Invocation) -> (String, Option<i64>) {
+            let budget = Budget::INVOCATION;
+            let step = self.read_ahead.step(query, at);
+            if let Some((page, total)) = self.read_ahead.page(query, budget, at) {
+                let next = page.next_token(total);
+                return (page.into_body(total), next);
+            }
+            self.statements += 1;
+            let mut kept = step.map(|users| self.read_ahead.room(users, query, at));
+            let limit = query.limit.max(kept.as_ref().map_or(0, |kept| kept.room));
+            let mut page = Page::new(query.from, query.limit, budget);
+            for number in query.from..self.total.min(query.from.saturating_add(limit)) {
+                let user = user(number, self.padding);
+                page.push(&user).unwrap();
+                if let Some(kept) = &mut kept {
+                    kept.push(&user);
+                }
+            }
+            assert!(self.bytes() + kept.as_ref().map_or(0, KeptAnswer::bytes) <= 15_900_000);
+            let kept = kept.map(|kept| kept.complete(self.total));
+            let next = page.next_token(self.total);
+            self.read_ahead.answered(query, next, kept, at);
+            (page.into_body(self.total), next)
+        }
+
+        /// How much memory is in use.
+        fn bytes(&self) -> usize {
+            let walks = self.read_ahead.walks.lock().unwrap();
+            let term =
+                |walk: &Walk| walk.question.search_term.as_ref().map_or(0, |it| it.expose().len());
+            let kept = |walk: &Walk| walk.kept.as_ref().map_or(0, KeptAnswer::bytes);
+            let walk_bytes = walks.iter().map(|walk| size_of::<Walk>() + term(walk) + kept(walk));
+            walk_bytes.sum()
+        }
+
+        /// How many statements a walk through all pages takes, each page checked.
+        fn walk(&mut self, question: &str, limit: i64) -> usize {
+            let (before, mut from) = (self.statements, Some(0));
+            while let Some(token) = from {
+                from = self.step_on(question, token, limit);
+            }
+            self.statements - before
+        }
+
+        fn step_on(&mut self, question: &str, from: i64, limit: i64) -> Option<i64> {
+            let query = query(&format!("{question}&from={from}&limit={limit}"));
+            let (body, next) = self.ask(&query, &at(0));
+            let mut page = Page::new(from, limit, Budget::INVOCATION);
+            for number in from..self.total.min(from + limit) {
+                page.push(&user(number, self.padding)).unwrap();
+            }
+            assert_eq!(body, page.into_body(self.total));
+            next
+        }
+    }
+
+    #[test]
+    fn a_walk_reads_in_growing_steps() {
+        // 1 + 1, and 198,900 in four steps or five.
+        assert!((6..=7).contains(&Walker::new(60, ReadAhead::STEPS, 200_000, 25).walk("", 100)));
+        assert_eq!(
+            Walker::new(60, ReadAhead::STEPS, 20_000, 40).walk("order_by=media_length", 50),
+            3
+        );
+        assert_eq!(Walker::new(60, [10, 40], 100, 1).walk("", 5), 2 + 3);
+        assert_eq!(Walker::new(60, [10, 40], 100, 1).walk("", 7), 2 + 3);
+        // What the first page leaves is less than a page.
+        assert_eq!(Walker::new(60, [10, 40], 12, 1).walk("", 10), 2);
+        assert_eq!(Walker::new(0, [10, 40], 100, 1).walk("", 5), 20);
+        let term = |length| format!("search_term={}", "x".repeat(length));
+        assert_eq!(Walker::new(60, [10, 40], 100, 1).walk(&term(1024), 5), 2 + 3);
+        assert_eq!(Walker::new(60, [10, 40], 100, 1).walk(&term(1025), 5), 20);
+    }
+
+    #[test]
+    fn four_walks_do_not_disturb_each_other() {
+        let mut walker = Walker::new(60, [20, 60_000], 600, 12_000);
+        let alone = walker.walk("", 10);
+        walker.statements = 0;
+        let question = |walk: i64| format!("from_ts={}", walk + 1);
+        let mut walks: Vec<_> = (0..4).map(|walk| (question(walk), Some(0))).collect();
+        // One asks for a page where the others ask for seven.
+        for round in 0.. {
+            for (walk, (question, from)) in walks.iter_mut().enumerate() {
+                if let Some(token) = *from
+                    && (walk > 0 || round % 7 == 0)
+                {
+                    *from = walker.step_on(question, token, 10);
+                }
+            }
+            if walks.iter().all(|(_, from)| from.is_none()) {
+                break;
+            }
+        }
+        assert_eq!(walker.statements, 4 * alone);
+    }
+
+    #[test]
+    fn the_least_recently_used_goes_first() {
+        let mut walker = Walker::new(60, [20, 60_000], 600, 12_000);
+        let question = |walk: i64| format!("from_ts={}", walk + 1);
+        for walk in 0..5 {
+            for from in [0, 20, 40, 60] {
+                if walk == 4 && from == 20 {
+                    // Back to a page of the first, which then is the most recently used.
+                    walker.step_on(&question(0), 60, 20);
+                }
+                walker.step_on(&question(walk), from, 20);
+            }
+        }
+        let statements = [0, 2, 3, 4, 1].map(|walk| {
+            let before = walker.statements;
+            walker.step_on(&question(walk), 80, 20);
+            walker.statements - before
+        });
+        assert_eq!(statements, [0, 0, 0, 0, 1]);
+    }
+
+    #[test]
+    fn memory_is_bounded_whatever_names_and_terms_are() {
+        // Of the longest, one fits, or none.
+        for (padding, total, walks) in
+            [(0, 60, 80), (250, 60, 80), (50_000, 60, 7), (1_600_000, 3, 7), (3_200_000, 3, 2)]
+        {
+            let mut walker = Walker::new(60, [20, 60_000], total, padding);
+            for number in 0..walks {
+                let term = "x".repeat(if number % 2 == 0 { 1024 } else { 1 + number });
+                let question = format!("search_term={term}&from_ts={}", number + 1);
+                for from in 0..3 {
+                    walker.step_on(&question, from, 1);
+                }
+                assert!(walker.bytes() < 13_000_000, "{padding}: {}", walker.bytes());
+            }
+            assert_eq!(walker.read_ahead.walks.lock().unwrap().len(), walks.min(MOST_WALKS));
+        }
+    }
+
+    #[test]
+    fn an_answer_is_kept_for_as_long_as_it_may_be() {
+        for (seconds, asked_ms, statements) in
+            [(60, 59_000, 2), (60, 61_000, 3), (300, 299_000, 2), (60, -1, 3), (60, i64::MAX, 3)]
+        {
+            let mut walker = Walker::new(seconds, [10, 40], 100, 1);
+            for (from, ms) in [(0, 0), (5, 0), (10, asked_ms)] {
+                walker.ask(&query(&format!("from={from}&limit=5")), &at(ms));
+            }
+            assert_eq!(walker.statements, statements, "{asked_ms}");
+        }
+        // Set back by less than the answer's age, which is then not known any more.
+        let mut walker = Walker::new(60, [10, 40], 100, 1);
+        for (from, ms) in [(0, 0), (5, 0), (10, 50_000), (10, 20_000)] {
+            walker.ask(&query(&format!("from={from}&limit=5")), &at(ms));
+        }
+        assert_eq!(walker.statements, 3);
+    }
+
+    #[test]
+    fn the_newest_snapshot_counts_and_a_first_page_is_newer_than_all_before() {
+        let mut walker = Walker::new(60, [10, 40], 30, 1);
+        let mut ms = 0;
+        let mut total = |total: i64, from: i64, limit: i64| {
+            walker.total = total;
+            ms += 1;
+            let (body, _) = walker.ask(&query(&format!("from={from}&limit={limit}")), &at(ms));
+            let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+            body["total"].as_i64().unwrap()
+        };
+        assert_eq!((total(30, 0, 5), total(30, 5, 5)), (30, 30));
+        // The second has read 5 to 15, and this one reads all from 11 on.
+        assert_eq!((total(31, 6, 5), total(31, 11, 5)), (30, 31));
+        assert_eq!((total(32, 10, 4), total(32, 11, 4)), (30, 31));
+        assert_eq!((total(33, 0, 5), total(34, 11, 4)), (33, 34));
+        assert_eq!((total(35, 5, 5), total(36, 10, 5)), (35, 35));
+        assert_eq!((total(37, 0, 5), total(38, 10, 5)), (37, 38));
+    }
+
+    #[test]
+    fn a_page_that_took_a_fifth_of_the_time_left_is_followed_by_a_page_alone() {
+        let second = |seconds: u64| Duration::from_secs(seconds);
+        for (took, left, reads_ahead) in
+            [(4, 25, true), (4, 20, false), (1, 28, true), (6, 28, false)]
+        {
+            let mut walker = Walker::new(60, [10, 40], 100, 1);
+            let began = Instant::now().checked_sub(second(took)).unwrap();
+            walker.ask(&query("limit=5"), &Invocation { began, ..at(0) });
+            let second = Invocation::new(9_000, second(left));
+            let step = walker.read_ahead.step(&query("from=5&limit=5"), &second);
+            assert_eq!(step, reads_ahead.then_some(10), "{took} {left}");
+        }
     }
 }
