@@ -41,8 +41,11 @@ mod internal;
 mod introspection;
 mod mas;
 
+use std::time::{Duration, Instant};
+
 use lambda_http::http::{HeaderMap, header::AUTHORIZATION};
 use serde::Deserialize;
+use tokio::time::timeout;
 
 pub use self::introspection::Introspection;
 use self::{
@@ -113,7 +116,6 @@ fn object<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Option<T> {
 }
 
 /// Knows who is an admin.
-#[derive(Debug)]
 pub struct Authenticator {
     backend: Backend,
     /// Asked about tokens, users and devices that the replica does not know.
@@ -121,7 +123,6 @@ pub struct Authenticator {
 }
 
 /// How the homeserver knows its users' access tokens.
-#[derive(Debug)]
 enum Backend {
     /// Synapse keeps them itself.
     Internal { account_validity: bool },
@@ -130,7 +131,6 @@ enum Backend {
 }
 
 /// A token, and what is known of it without the database.
-#[derive(Debug)]
 pub struct Claim {
     token: AccessToken,
     /// What MAS says of it; `None` without MAS.
@@ -141,22 +141,12 @@ pub struct Claim {
 
 impl Authenticator {
     /// An authenticator that has not asked anybody yet.
-    ///
-    /// # Errors
-    ///
-    /// As [`Client::new`](crate::client::Client::new).
-    pub fn new(config: Authentication) -> Result<Self, rustls::Error> {
+    pub fn new(config: Authentication) -> Self {
         let backend = match config.mas {
             None => Backend::Internal { account_validity: config.account_validity },
-            Some(mas) => Backend::Mas(Box::new(Mas::new(mas)?)),
+            Some(mas) => Backend::Mas(Box::new(Mas::new(mas))),
         };
-        let homeserver = config.homeserver.as_ref().map(Homeserver::new).transpose()?;
-        Ok(Self { backend, homeserver })
-    }
-
-    /// Whether [`Authenticator::claim`] asks MAS.
-    pub fn asks_mas(&self) -> bool {
-        matches!(self.backend, Backend::Mas(_))
+        Self { backend, homeserver: config.homeserver.as_ref().map(Homeserver::new) }
     }
 
     /// Reads the secrets ahead of the first request. If that fails, the request tries again.
@@ -167,23 +157,27 @@ impl Authenticator {
     pub async fn prepare(&self) -> Result<(), Error> {
         match &self.backend {
             Backend::Internal { .. } => Ok(()),
-            Backend::Mas(mas) => mas.prepare().await,
+            Backend::Mas(mas) => mas.authorization().await.map(drop),
         }
     }
 
-    /// What is known of a token without the database: with MAS, its introspection.
+    /// What is known of a token without the database: with MAS, its introspection, and how long
+    /// that took.
     ///
     /// # Errors
     ///
     /// With MAS [`Error::TOKEN_NOT_ACTIVE`] and [`Error::IntrospectionFailed`].
-    pub async fn claim(&self, token: AccessToken, at: &Invocation) -> Result<Claim, Error> {
+    pub async fn claim(
+        &self,
+        token: AccessToken,
+        at: &Invocation,
+        took: &mut Option<Duration>,
+    ) -> Result<Claim, Error> {
         let introspection = match &self.backend {
             Backend::Internal { .. } => None,
             Backend::Mas(mas) => {
-                let introspection = mas.introspect(&token, at.unix_ms);
-                let in_time = tokio::time::timeout(at.time_limit(), introspection).await;
-                let late = |_| Err(Error::IntrospectionFailed(TOO_LATE.to_owned()));
-                Some(in_time.unwrap_or_else(late)?)
+                let introspect = mas.introspect(&token, at.unix_ms);
+                Some(in_time(at, took, introspect, Error::IntrospectionFailed).await?)
             }
         };
         Ok(Claim { token, introspection, owner: None })
@@ -203,31 +197,29 @@ impl Authenticator {
         now_ms: i64,
     ) -> Result<Option<Admin>, Error> {
         let may_ask = self.homeserver.is_some();
-        match (&self.backend, &claim.introspection) {
-            (Backend::Internal { account_validity }, _) => {
+        match &self.backend {
+            Backend::Internal { account_validity } => {
                 internal::admin(connection, claim, may_ask, *account_validity, now_ms).await
             }
-            (Backend::Mas(mas), Some(introspection)) => {
-                mas.admin(connection, claim, introspection, may_ask).await
-            }
-            // `claim` introspects. If it had not, that would be no fault of the token.
-            (Backend::Mas(_), None) => {
-                Err(Error::IntrospectionFailed("nobody has asked MAS".to_owned()))
-            }
+            Backend::Mas(mas) => mas.admin(connection, claim, may_ask).await,
         }
     }
 
-    /// Has the homeserver say whose token it is.
+    /// Has the homeserver say whose token it is, and how long that took.
     ///
     /// # Errors
     ///
     /// [`Error::Refusal`] in the homeserver's own words, [`Error::GUEST_ACCESS_FORBIDDEN`],
     /// [`Error::HomeserverUnavailable`], [`Error::TOO_MANY_UNKNOWN_TOKENS`], [`Error::UNKNOWN_TOKEN`].
-    pub async fn vouch(&self, claim: Claim, at: &Invocation) -> Result<Claim, Error> {
-        let Some(homeserver) = &self.homeserver else { return Err(Error::UNKNOWN_TOKEN) };
+    pub async fn vouch(
+        &self,
+        claim: Claim,
+        at: &Invocation,
+        took: &mut Option<Duration>,
+    ) -> Result<Claim, Error> {
+        let homeserver = self.homeserver.as_ref().ok_or(Error::UNKNOWN_TOKEN)?;
         let whoami = homeserver.whoami(&claim.token, at.unix_ms);
-        let late = |_| Err(Error::HomeserverUnavailable(TOO_LATE.to_owned()));
-        let owner = tokio::time::timeout(at.time_limit(), whoami).await.unwrap_or_else(late)?;
+        let owner = in_time(at, took, whoami, Error::HomeserverUnavailable).await?;
         if owner.is_guest {
             return Err(Error::GUEST_ACCESS_FORBIDDEN);
         }
@@ -235,8 +227,19 @@ impl Authenticator {
     }
 }
 
-/// What is logged of a server that was given up for the sake of the invocation.
-const TOO_LATE: &str = "no answer before the end of the invocation";
+/// The answer of another server, which is given up for the sake of the invocation; and how long it
+/// took.
+async fn in_time<T>(
+    at: &Invocation,
+    took: &mut Option<Duration>,
+    answer: impl Future<Output = Result<T, Error>>,
+    failure: fn(String) -> Error,
+) -> Result<T, Error> {
+    let start = Instant::now();
+    let answer = timeout(at.time_limit(), answer).await;
+    *took = Some(start.elapsed());
+    answer.map_err(|_| failure("no answer before the end of the invocation".to_owned()))?
+}
 
 #[cfg(test)]
 mod tests {

@@ -4,6 +4,7 @@
 
 use std::{
     fmt::Write as _,
+    sync::Mutex,
     time::{Duration, SystemTime},
 };
 
@@ -11,6 +12,7 @@ use aws_config::{BehaviorVersion, Region, SdkConfig, retry::RetryConfig, timeout
 use aws_sdk_secretsmanager::{
     config::{Credentials, ProvideCredentials},
     error::{ProvideErrorMetadata, SdkError},
+    operation::get_secret_value::GetSecretValueError,
 };
 use aws_sigv4::{
     http_request::{SignableBody, SignableRequest, SignatureLocation, SigningSettings, sign},
@@ -18,9 +20,10 @@ use aws_sigv4::{
 };
 use aws_smithy_http_client::tls;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use sqlx::postgres::PgConnectOptions;
 use tokio::sync::OnceCell;
 
-use crate::error::chain;
+use crate::{error::chain, lock::lock};
 
 /// How long AWS may take for an answer. Without a route to it, which is what a VPC without an
 /// endpoint has, this is what a request waits for.
@@ -45,28 +48,83 @@ pub enum Failure {
     Refused(String),
 }
 
-/// Which version of a secret is meant (AWS Secrets Manager User Guide, "Secret versions").
-#[derive(Debug, Clone, Copy)]
-pub enum Stage {
-    /// The one in use.
-    Current,
-    /// The one that a rotation under way will make the current one.
-    Pending,
+/// The version of a secret that is in use (AWS Secrets Manager User Guide, "Secret versions").
+const CURRENT: &str = "AWSCURRENT";
+
+/// The version that a rotation under way will make the current one.
+const PENDING: &str = "AWSPENDING";
+
+/// A secret of Secrets Manager, as `parse` reads its text: asked for once, and again where it is
+/// refused.
+#[derive(Debug)]
+pub struct Secret<T> {
+    aws: Aws,
+    arn: String,
+    parse: fn(&str) -> Result<T, String>,
+    /// As it was read last.
+    latest: Mutex<Option<T>>,
 }
 
-impl Stage {
-    fn label(self) -> &'static str {
-        match self {
-            Self::Current => "AWSCURRENT",
-            Self::Pending => "AWSPENDING",
+impl<T: Clone + PartialEq> Secret<T> {
+    /// A secret by its ARN, which names its region. Nothing is read yet.
+    pub fn new(arn: &str, parse: fn(&str) -> Result<T, String>) -> Self {
+        let region = arn.split(':').nth(3).unwrap_or_default();
+        Self { aws: Aws::new(region), arn: arn.to_owned(), parse, latest: Mutex::new(None) }
+    }
+
+    /// The secret as it was read last, or else its current version.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure`], after 2.5 s at most.
+    pub async fn get(&self) -> Result<T, Failure> {
+        match self.latest() {
+            Some(secret) => Ok(secret),
+            None => self.read(CURRENT).await,
         }
+    }
+
+    /// The secret as it was read last.
+    pub fn latest(&self) -> Option<T> {
+        lock(&self.latest).clone()
+    }
+
+    /// Forgets what was read, so that it is read again.
+    pub fn forget(&self) {
+        *lock(&self.latest) = None;
+    }
+
+    /// The current version, after the latest was refused; `None` if it is the same.
+    ///
+    /// # Errors
+    ///
+    /// As [`Secret::get`].
+    pub async fn renewed(&self) -> Result<Option<T>, Failure> {
+        let refused = self.latest();
+        let current = self.read(CURRENT).await?;
+        Ok(Some(current).filter(|current| Some(current) != refused.as_ref()))
+    }
+
+    /// The version that a rotation under way will make the current one.
+    ///
+    /// # Errors
+    ///
+    /// As [`Secret::get`], and where no rotation is under way.
+    pub async fn pending(&self) -> Result<T, Failure> {
+        self.read(PENDING).await
+    }
+
+    async fn read(&self, stage: &str) -> Result<T, Failure> {
+        let text = self.aws.secret(&self.arn, stage).await?;
+        let secret = (self.parse)(&text).map_err(Failure::Refused)?;
+        Ok(lock(&self.latest).insert(secret).clone())
     }
 }
 
 impl Aws {
     /// AWS in a region. Nothing is loaded until something is asked for.
-    pub fn new(region: String) -> Self {
-        Self { region, config: OnceCell::new() }
+    pub fn new(region: &str) -> Self {
+        Self { region: region.to_owned(), config: OnceCell::new() }
     }
 
     async fn config(&self) -> &SdkConfig {
@@ -80,10 +138,7 @@ impl Aws {
                     .http_client(client)
                     .retry_config(RetryConfig::standard().with_max_attempts(2))
                     .timeout_config(
-                        TimeoutConfig::builder()
-                            .connect_timeout(CONNECT_TIMEOUT)
-                            .operation_timeout(TIMEOUT)
-                            .build(),
+                        TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).build(),
                     )
                     .load()
             })
@@ -91,23 +146,17 @@ impl Aws {
     }
 
     /// The text of a secret's version (Secrets Manager API reference, `GetSecretValue`).
-    ///
-    /// # Errors
-    ///
-    /// [`Failure`], after 2.5 s at most.
-    pub async fn secret(&self, arn: &str, stage: Stage) -> Result<String, Failure> {
+    async fn secret(&self, arn: &str, stage: &str) -> Result<String, Failure> {
         let ask = async {
             let client = aws_sdk_secretsmanager::Client::new(self.config().await);
-            client.get_secret_value().secret_id(arn).version_stage(stage.label()).send().await
+            client.get_secret_value().secret_id(arn).version_stage(stage).send().await
         };
-        // The client's own limit does not cover the search for credentials. Boxed, because the
-        // client's future is large and few configurations have one.
-        let answer =
-            tokio::time::timeout(TIMEOUT, Box::pin(ask)).await.map_err(|_| unreachable())?;
-        answer
-            .map_err(|error| failure(&error))?
-            .secret_string
-            .ok_or_else(|| Failure::Refused("the secret is binary; it has to be text".to_owned()))
+        // The search for credentials counts too. Boxed, because the client's future is large and few
+        // configurations have one.
+        let answer = tokio::time::timeout(TIMEOUT, Box::pin(ask)).await;
+        let answer = answer.map_err(|_| unreachable())?.map_err(|error| failure(&error))?;
+        let binary = || Failure::Refused("the secret is binary; it has to be text".to_owned());
+        answer.secret_string.ok_or_else(binary)
     }
 
     /// A password for [`Login::Iam`](crate::config::Login::Iam), good for 15 minutes from `now` on.
@@ -117,26 +166,21 @@ impl Aws {
     /// [`Failure`] where there are no credentials.
     pub async fn rds_token(
         &self,
-        host: &str,
-        port: u16,
-        username: &str,
+        url: &PgConnectOptions,
         now: SystemTime,
     ) -> Result<String, Failure> {
         let ask = async {
             let provider = self.config().await.credentials_provider();
-            let provider = provider.ok_or_else(|| "there is no provider".to_owned())?;
-            let credentials =
-                provider.provide_credentials().await.map_err(|error| error.to_string())?;
+            let credentials = provider.ok_or("there is no provider")?.provide_credentials().await?;
+            let (host, port, username) = (url.get_host(), url.get_port(), url.get_username());
             rds_token(host, port, username, &self.region, credentials, now)
         };
-        match tokio::time::timeout(TIMEOUT, Box::pin(ask)).await {
-            Ok(token) => token.map_err(|error| {
-                Failure::Refused(format!(
-                    "no token for IAM authentication: AWS credentials: {error}"
-                ))
-            }),
-            Err(_) => Err(Failure::Unavailable("no AWS credentials within 2500 ms".to_owned())),
-        }
+        let late = |_| Failure::Unavailable("no AWS credentials within 2500 ms".to_owned());
+        let token = tokio::time::timeout(TIMEOUT, Box::pin(ask)).await.map_err(late)?;
+        token.map_err(|error| {
+            let cause = format!("no token for IAM authentication: AWS credentials: {error}");
+            Failure::Refused(cause)
+        })
     }
 }
 
@@ -147,23 +191,16 @@ fn unreachable() -> Failure {
     ))
 }
 
-fn failure<E>(error: &SdkError<E>) -> Failure
-where
-    E: ProvideErrorMetadata + std::error::Error + 'static,
-{
+fn failure(error: &SdkError<GetSecretValueError>) -> Failure {
     match error {
         SdkError::TimeoutError(_) => unreachable(),
         SdkError::DispatchFailure(dispatch) if dispatch.is_timeout() => unreachable(),
         SdkError::ServiceError(refusal) => {
             // The messages name principals, actions and ARNs, and no secret.
-            let text = format!(
-                "Secrets Manager refused with {}: {}",
-                refusal.err().code().unwrap_or("an unknown error"),
-                refusal.err().message().unwrap_or("no message")
-            );
-            let status = refusal.raw().status();
-            let throttled = refusal.err().code() == Some("ThrottlingException");
-            if status.is_server_error() || throttled {
+            let code = error.code().unwrap_or("an unknown error");
+            let message = error.message().unwrap_or("no message");
+            let text = format!("Secrets Manager refused with {code}: {message}");
+            if refusal.raw().status().is_server_error() || code == "ThrottlingException" {
                 Failure::Unavailable(text)
             } else {
                 Failure::Refused(text)
@@ -193,7 +230,7 @@ pub fn rds_token(
     region: &str,
     credentials: Credentials,
     now: SystemTime,
-) -> Result<String, String> {
+) -> Result<String, Box<dyn std::error::Error + Send + Sync>> {
     /// All but the unreserved characters of RFC 3986, as Signature Version 4 wants it.
     const RESERVED: &AsciiSet =
         &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
@@ -208,16 +245,14 @@ pub fn rds_token(
         .name("rds-db")
         .time(now)
         .settings(settings)
-        .build()
-        .map_err(|error| error.to_string())?
+        .build()?
         .into();
     let username = utf8_percent_encode(username, RESERVED);
     let mut token = format!("{host}:{port}/?Action=connect&DBUser={username}");
     // Names are the same in capitals and not, and signed without.
     let url = format!("https://{}{}", host.to_ascii_lowercase(), &token[host.len()..]);
-    let request = SignableRequest::new("GET", &url, std::iter::empty(), SignableBody::Bytes(b""))
-        .map_err(|error| error.to_string())?;
-    let (instructions, _) = sign(request, &params).map_err(|error| error.to_string())?.into_parts();
+    let request = SignableRequest::new("GET", &url, std::iter::empty(), SignableBody::Bytes(b""))?;
+    let (instructions, _) = sign(request, &params)?.into_parts();
     // The signature comes last, after the session's token.
     let (signature, others): (Vec<_>, Vec<_>) =
         instructions.params().iter().partition(|(name, _)| *name == "X-Amz-Signature");
@@ -225,4 +260,16 @@ pub fn rds_token(
         let _ = write!(token, "&{name}={}", utf8_percent_encode(value, RESERVED));
     }
     Ok(token)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_arn_of_a_secret_names_its_region() {
+        let arn = "arn:aws-us-gov:secretsmanager:us-gov-west-1:123456789012:secret:media-AbCdEf";
+        let secret: Secret<String> = Secret::new(arn, |text| Ok(text.to_owned()));
+        assert_eq!((&*secret.aws.region, &*secret.arn), ("us-gov-west-1", arn));
+    }
 }

@@ -4,15 +4,17 @@ use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
-    Request, StatusCode,
+    StatusCode,
     body::Bytes,
     header::{HeaderValue, USER_AGENT},
+    http::request::Builder,
 };
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
     client::legacy::{self, connect::HttpConnector},
     rt::TokioExecutor,
 };
+use url::Url;
 
 use crate::error::chain;
 
@@ -22,32 +24,26 @@ pub const TIMEOUT: Duration = Duration::from_secs(5);
 /// How long an answer may be, in bytes.
 const MOST_BYTES: usize = 1024 * 1024;
 
-/// An HTTP client. Servers are verified by the authorities of the public web; it follows no
-/// redirect, which could carry a token elsewhere, and asks no proxy.
-#[derive(Debug)]
-pub struct Client(legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>);
+/// An HTTP client of one URL. Its server is verified by the authorities of the public web; it
+/// follows no redirect, which could carry a token elsewhere, and asks no proxy.
+pub struct Client {
+    client: legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    url: String,
+}
 
 impl Client {
-    /// A client that has not connected to anything.
-    ///
-    /// # Errors
-    ///
-    /// What the TLS stack does not like of itself.
-    pub fn new() -> Result<Self, rustls::Error> {
-        let provider = rustls::crypto::ring::default_provider();
-        let connector = HttpsConnectorBuilder::new()
-            .with_provider_and_webpki_roots(provider)?
-            .https_or_http()
-            .enable_http1()
-            .build();
+    /// A client of a path below a base URL, which has not connected to anything.
+    pub fn new(base: &Url, path: &str) -> Self {
+        let connector =
+            HttpsConnectorBuilder::new().with_webpki_roots().https_or_http().enable_http1().build();
         let client = legacy::Client::builder(TokioExecutor::new())
             // A connection that is kept can die unnoticed while the execution environment is frozen.
             .pool_max_idle_per_host(0)
             .build(connector);
-        Ok(Self(client))
+        Self { client, url: format!("{}{path}", base.as_str().trim_end_matches('/')) }
     }
 
-    /// Sends a request and reads the answer.
+    /// Sends a request, which has method and headers, and reads the answer.
     ///
     /// # Errors
     ///
@@ -55,19 +51,26 @@ impl Client {
     /// answer of at most 1 MiB within 5 s.
     pub async fn send(
         &self,
-        mut request: Request<Full<Bytes>>,
+        request: Builder,
+        body: String,
     ) -> Result<(StatusCode, Bytes), String> {
         // Firewalls refuse what does not say who it is.
-        request.headers_mut().insert(USER_AGENT, HeaderValue::from_static(env!("CARGO_PKG_NAME")));
+        let request = request.uri(&self.url).header(USER_AGENT, env!("CARGO_PKG_NAME"));
+        let request = request.body(Full::from(body)).map_err(|error| error.to_string())?;
         let exchange = async {
-            let answer = self.0.request(request).await.map_err(|error| chain(&error))?;
+            let answer = self.client.request(request).await.map_err(|error| chain(&error))?;
             let status = answer.status();
             let body = Limited::new(answer.into_body(), MOST_BYTES).collect().await;
-            let body = body.map_err(|error| chain(&*error))?.to_bytes();
-            Ok((status, body))
+            Ok((status, body.map_err(|error| chain(&*error))?.to_bytes()))
         };
-        tokio::time::timeout(TIMEOUT, exchange)
-            .await
-            .unwrap_or_else(|_| Err(format!("no answer within {} s", TIMEOUT.as_secs())))
+        let late = |_| Err(format!("no answer within {} s", TIMEOUT.as_secs()));
+        tokio::time::timeout(TIMEOUT, exchange).await.unwrap_or_else(late)
     }
+}
+
+/// The `Authorization` header of a token, which no log shows; `None` if no header can carry it.
+pub fn bearer(token: &str) -> Option<HeaderValue> {
+    let mut bearer = HeaderValue::from_str(&format!("Bearer {token}")).ok()?;
+    bearer.set_sensitive(true);
+    Some(bearer)
 }

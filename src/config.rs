@@ -3,7 +3,7 @@
 mod database;
 mod parameters;
 
-use std::{env, fmt, ops::RangeInclusive, time::Duration};
+use std::{env, ops::RangeInclusive, time::Duration};
 
 use url::Url;
 
@@ -56,7 +56,7 @@ impl Config {
     /// # Errors
     ///
     /// All wrong variables at once, each by its name and none with its value.
-    pub fn read(variable: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+    pub fn read(variable: impl Fn(&str) -> Option<String>) -> Result<Self, Vec<String>> {
         let mut variables = Variables { variable: &variable, problems: Vec::new() };
         let database = Database::read(&mut variables);
         let authentication = Authentication::read(&mut variables);
@@ -67,7 +67,7 @@ impl Config {
             Some(database) if variables.problems.is_empty() => {
                 Ok(Self { database, statement_timeout, read_ahead_seconds, authentication })
             }
-            _ => Err(ConfigError { problems: variables.problems }),
+            _ => Err(variables.problems),
         }
     }
 
@@ -76,24 +76,10 @@ impl Config {
     /// # Errors
     ///
     /// As [`Config::read`].
-    pub fn from_env() -> Result<Self, ConfigError> {
+    pub fn from_env() -> Result<Self, Vec<String>> {
         Self::read(|name| env::var_os(name).map(|value| value.to_string_lossy().into_owned()))
     }
 }
-
-/// Everything that is wrong with the configuration.
-#[derive(Debug, PartialEq, Eq)]
-pub struct ConfigError {
-    problems: Vec<String>,
-}
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.problems.join("; "))
-    }
-}
-
-impl std::error::Error for ConfigError {}
 
 /// Who says whose a token is.
 #[derive(Debug)]
@@ -124,13 +110,8 @@ pub struct MasConfig {
 pub enum MasSecret {
     /// Here.
     Text(Hidden<String>),
-    /// In Secrets Manager.
-    Arn {
-        /// The secret's ARN.
-        arn: String,
-        /// The secret's region, a part of the ARN.
-        region: String,
-    },
+    /// In Secrets Manager, by the secret's ARN.
+    Arn(String),
 }
 
 impl Authentication {
@@ -142,24 +123,24 @@ impl Authentication {
         let is_right = server_name.as_deref().is_none_or(is_server_name);
         variables.require(is_right, "SERVER_NAME must be a server name such as example.org");
         let text = variables.get("MAS_SECRET").map(|text| MasSecret::Text(Hidden(text)));
-        let arn = variables.secret_arn("MAS_SECRET_ARN");
+        let arn = variables.secret_arn("MAS_SECRET_ARN").map(MasSecret::Arn);
         let problem = "MAS_SECRET and MAS_SECRET_ARN exclude each other";
         variables.require(text.is_none() || arn.is_none(), problem);
-        let secret = text.or(arn.map(|(arn, region)| MasSecret::Arn { arn, region }));
+        let secret = text.or(arn);
+        let mut mas = None;
         if variables.get("MAS_ENDPOINT").is_none() {
             variables.require(secret.is_none(), "MAS_ENDPOINT is not set, though its secret is");
-            return Self { mas: None, homeserver, account_validity };
-        }
-        let problem = "MAS_ENDPOINT needs SERVER_NAME, which is not set";
-        variables.require(server_name.is_some(), problem);
-        let problem = "MAS_ENDPOINT needs MAS_SECRET or MAS_SECRET_ARN, which is not set";
-        variables.require(secret.is_some(), problem);
-        let mas = match (variables.base_url("MAS_ENDPOINT"), secret, server_name) {
-            (Some(endpoint), Some(secret), Some(server_name)) => {
-                Some(MasConfig { endpoint, secret, server_name, cache_ms })
+        } else {
+            let problem = "MAS_ENDPOINT needs SERVER_NAME, which is not set";
+            variables.require(server_name.is_some(), problem);
+            let problem = "MAS_ENDPOINT needs MAS_SECRET or MAS_SECRET_ARN, which is not set";
+            variables.require(secret.is_some(), problem);
+            if let Some(endpoint) = variables.base_url("MAS_ENDPOINT")
+                && let (Some(secret), Some(server_name)) = (secret, server_name)
+            {
+                mas = Some(MasConfig { endpoint, secret, server_name, cache_ms });
             }
-            _ => None,
-        };
+        }
         Self { mas, homeserver, account_validity }
     }
 }
@@ -204,40 +185,33 @@ impl Variables<'_> {
 
     /// A base URL, to which paths are appended.
     fn base_url(&mut self, name: &str) -> Option<Url> {
-        let url = Url::parse(&self.get(name)?).ok().filter(|url| {
-            matches!(url.scheme(), "http" | "https")
-                && url.query().is_none()
-                && url.fragment().is_none()
-                && url.username().is_empty()
-                && url.password().is_none()
-        });
+        let text = self.get(name)?;
+        let is_base = |url: &Url| matches!(url.scheme(), "http" | "https");
+        let url =
+            Url::parse(&text).ok().filter(is_base).filter(|_| !text.contains(['?', '#', '@']));
         let problem = format!("{name} must be a base URL that starts with https:// or http://");
         self.require(url.is_some(), problem);
         url
     }
 
-    /// The ARN of a secret, and the region in it.
-    fn secret_arn(&mut self, name: &str) -> Option<(String, String)> {
-        let value = self.get(name)?;
-        let arn = value.trim();
-        let region = region_of_secret(arn).map(str::to_owned);
+    /// The ARN of a secret.
+    fn secret_arn(&mut self, name: &str) -> Option<String> {
+        let arn = self.get(name)?.trim().to_owned();
         let problem = format!("{name} must be the ARN of a secret of Secrets Manager");
-        self.require(region.is_some(), problem);
-        Some((arn.to_owned(), region.unwrap_or_default()))
+        self.require(is_secret_arn(&arn), problem);
+        Some(arn)
     }
 }
 
-/// The region of a secret's ARN: `arn:partition:secretsmanager:region:account:secret:name`.
-fn region_of_secret(arn: &str) -> Option<&str> {
-    let parts: Vec<_> = arn.split(':').collect();
-    let [start, partition, service, region, account, kind, name] = parts[..] else { return None };
-    let is_arn = [start, service, kind] == ["arn", "secretsmanager", "secret"]
-        && consists_of(partition, "-")
-        // A region becomes a part of a host name.
-        && consists_of(region, "-")
-        && consists_of(account, "")
-        && consists_of(name, "/_+=.@!-");
-    is_arn.then_some(region)
+/// Whether a text is `arn:partition:secretsmanager:region:account:secret:name`.
+fn is_secret_arn(text: &str) -> bool {
+    let parts: Vec<_> = text.split(':').collect();
+    let ["arn", partition, "secretsmanager", region, account, "secret", name] = parts[..] else {
+        return false;
+    };
+    // The region becomes a part of a host name.
+    [partition, region, account].iter().all(|part| consists_of(part, "-"))
+        && consists_of(name, "/_+=.@!-")
 }
 
 /// Whether a text is a server name (spec: appendices, "Server Name").
@@ -266,7 +240,7 @@ mod tests {
 
     pub(super) type Variables<'a> = &'a [(&'a str, &'a str)];
 
-    pub(super) fn read(variables: Variables) -> Result<Config, ConfigError> {
+    pub(super) fn read(variables: Variables) -> Result<Config, Vec<String>> {
         let variable = |name: &str| {
             variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
         };
@@ -275,7 +249,7 @@ mod tests {
 
     /// What is wrong with the variables.
     pub(super) fn problems(variables: Variables) -> Vec<String> {
-        read(variables).map_or_else(|error| error.problems, |_| Vec::new())
+        read(variables).err().unwrap_or_default()
     }
 
     #[test]
@@ -405,13 +379,9 @@ mod tests {
             for typed in [arn.to_owned(), format!(" {arn}\n")] {
                 let variables = [MAS[0], MAS[1], name, ("MAS_SECRET_ARN", &typed)];
                 let mas = read(&variables).unwrap().authentication.mas.unwrap();
-                let region = arn.split(':').nth(3).unwrap();
-                assert!(
-                    matches!(&mas.secret, MasSecret::Arn { arn: read, region: of } if read == arn && of == region)
-                );
+                assert!(matches!(&mas.secret, MasSecret::Arn(read) if read == arn));
                 let database = read(&[("DATABASE_SECRET_ARN", &typed)]).unwrap().database;
-                let (arn, region) = (arn.to_owned(), region.to_owned());
-                assert_eq!(database.login, Login::Secret { arn, region });
+                assert_eq!(database.login, Login::Secret(arn.to_owned()));
             }
         }
         for arn in [

@@ -1,16 +1,13 @@
 //! How the function proves to the database who it is: by its URL, by a token of AWS IAM, or by a
 //! secret that may change at any time.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::SystemTime,
-};
+use std::time::SystemTime;
 
 use serde_json::Value;
 use sqlx::postgres::PgConnectOptions;
 
 use crate::{
-    aws::{Aws, Failure, Stage},
+    aws::{Aws, Failure, Secret},
     config::{Access, Login, check},
     hidden::Hidden,
 };
@@ -22,15 +19,8 @@ pub enum Credentials {
     Url,
     /// A token for each connection.
     Iam(Aws),
-    /// A secret, read once and again when the database does not take it any more.
-    Secret {
-        /// Where it is kept.
-        aws: Aws,
-        /// What it is called.
-        arn: String,
-        /// As it was read last.
-        latest: Mutex<Option<Access>>,
-    },
+    /// A secret, which can name another place as well as another password.
+    Secret(Secret<Access>),
 }
 
 impl Credentials {
@@ -38,12 +28,8 @@ impl Credentials {
     pub fn new(login: &Login) -> Self {
         match login {
             Login::Url => Self::Url,
-            Login::Iam { region } => Self::Iam(Aws::new(region.clone())),
-            Login::Secret { arn, region } => Self::Secret {
-                aws: Aws::new(region.clone()),
-                arn: arn.clone(),
-                latest: Mutex::new(None),
-            },
+            Login::Iam(region) => Self::Iam(Aws::new(region)),
+            Login::Secret(arn) => Self::Secret(Secret::new(arn, parse)),
         }
     }
 
@@ -56,31 +42,23 @@ impl Credentials {
         match self {
             Self::Url => Ok(Access::default()),
             Self::Iam(aws) => {
-                let (host, port, user) = (url.get_host(), url.get_port(), url.get_username());
-                let token = aws.rds_token(host, port, user, now).await?;
+                let token = aws.rds_token(url, now).await?;
                 Ok(Hidden([("password".to_owned(), token)].into()))
             }
-            Self::Secret { aws, arn, latest } => {
-                if let Some(access) = self.latest() {
-                    return Ok(access);
-                }
-                let access = read(aws, arn, Stage::Current).await?;
-                Ok(lock(latest).insert(access).clone())
-            }
+            Self::Secret(secret) => secret.get().await,
         }
     }
 
     /// What was last connected with, if it is a secret.
     pub fn latest(&self) -> Option<Access> {
-        let Self::Secret { latest, .. } = self else { return None };
-        lock(latest).clone()
+        let Self::Secret(secret) = self else { return None };
+        secret.latest()
     }
 
-    /// Forgets what was read, so that it is read again: a secret can name another place as well as
-    /// another password.
+    /// Has a secret read again for the next connection.
     pub fn forget(&self) {
-        if let Self::Secret { latest, .. } = self {
-            *lock(latest) = None;
+        if let Self::Secret(secret) = self {
+            secret.forget();
         }
     }
 
@@ -94,24 +72,12 @@ impl Credentials {
     ///
     /// As [`Credentials::access`].
     pub async fn renewed(&self) -> Result<Option<Access>, Failure> {
-        let Self::Secret { aws, arn, latest } = self else { return Ok(None) };
-        let refused = lock(latest).take();
-        let mut access = read(aws, arn, Stage::Current).await?;
-        if Some(&access) == refused.as_ref() {
-            let Ok(pending) = read(aws, arn, Stage::Pending).await else { return Ok(None) };
-            access = pending;
+        let Self::Secret(secret) = self else { return Ok(None) };
+        match secret.renewed().await? {
+            None => Ok(secret.pending().await.ok()),
+            renewed => Ok(renewed),
         }
-        Ok(Some(lock(latest).insert(access).clone()))
     }
-}
-
-async fn read(aws: &Aws, arn: &str, stage: Stage) -> Result<Access, Failure> {
-    parse(&aws.secret(arn, stage).await?).map_err(Failure::Refused)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    // Nothing in here panics while it holds the lock.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Reads what RDS and its users keep in a secret (AWS Secrets Manager User Guide, "JSON structure

@@ -5,15 +5,13 @@
 //! `%FF` and `%EF%BF%BD` in a load balancer's query. It also panics on an invalid host and on a
 //! query with a raw `<`.
 
-use std::collections::BTreeMap;
-
 use lambda_http::{
     Body, Request, RequestExt, Response,
     http::{HeaderValue, Method, header::AUTHORIZATION},
 };
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::{Value, value::RawValue};
+use serde_json::{Map, Value, json, value::RawValue};
 
 use crate::page::Budget;
 
@@ -48,17 +46,16 @@ impl<'de> Deserialize<'de> for Event {
         // serde_json refuses half of a surrogate pair, which JSON allows.
         let fields: Value = serde_json::from_str(json.get()).unwrap_or_default();
         let context = &fields["requestContext"];
+        let is_load_balancer = context["elb"].is_object();
         // API Gateway asks authorizers, and passes on WebSocket messages, by events that otherwise
         // look like requests.
         let is_request = fields["type"].is_null() && context["connectionId"].is_null();
         let kind = if !is_request {
             Kind::Unknown
-        } else if context["elb"].is_object() {
-            if fields["multiValueHeaders"].is_object() {
-                Kind::LoadBalancerMultiValue
-            } else {
-                Kind::LoadBalancer
-            }
+        } else if is_load_balancer && fields["multiValueHeaders"].is_object() {
+            Kind::LoadBalancerMultiValue
+        } else if is_load_balancer {
+            Kind::LoadBalancer
         } else if context["http"]["method"].is_string() {
             Kind::HttpApi
         } else if fields["httpMethod"].is_string() && fields["path"].is_string() {
@@ -100,8 +97,12 @@ impl Event {
         // The endpoint refuses CONNECT, and so every invalid method.
         *request.method_mut() =
             Method::from_bytes(text(method).as_bytes()).unwrap_or(Method::CONNECT);
+        // An HTTP API joins repeats by a comma. A second scheme then leaves a blank in the token,
+        // and the header is not a valid one (D10).
+        let mut headers = self.pairs("multiValueHeaders", "headers");
+        headers.retain(|(name, _)| name.eq_ignore_ascii_case("authorization"));
         // Two are as wrong as three.
-        for authorization in self.authorizations().into_iter().take(2) {
+        for (_, authorization) in headers.into_iter().take(2) {
             // HTTP servers refuse control characters, but an event made by hand can have one. Its
             // header must not look as if it were absent.
             let is_control = |c: char| c.is_control() && c != '\t';
@@ -115,15 +116,6 @@ impl Event {
         request.with_raw_http_path(path)
     }
 
-    fn authorizations(&self) -> Vec<String> {
-        let is_authorization =
-            |(name, _): &(String, String)| name.eq_ignore_ascii_case("authorization");
-        // An HTTP API joins repeats by a comma. A second scheme then leaves a blank in the token,
-        // and the header is not a valid one (D10).
-        let headers = self.pairs("multiValueHeaders", "headers");
-        headers.into_iter().filter(is_authorization).map(|(_, value)| value).collect()
-    }
-
     fn query(&self) -> String {
         if self.kind == Kind::HttpApi {
             return self.fields["rawQueryString"].as_str().unwrap_or_default().to_owned();
@@ -134,11 +126,8 @@ impl Event {
             _ => text.to_owned(),
         };
         let pairs = self.pairs("multiValueQueryStringParameters", "queryStringParameters");
-        let items: Vec<_> = pairs
-            .iter()
-            .map(|(name, value)| format!("{}={}", encode(name), encode(value)))
-            .collect();
-        items.join("&")
+        let items = pairs.iter().map(|(name, value)| format!("{}={}", encode(name), encode(value)));
+        items.collect::<Vec<_>>().join("&")
     }
 
     /// The names and values of a field. Its multi-value form, if there is one, has all that the
@@ -167,45 +156,26 @@ impl Kind {
         }
     }
 
-    /// A response in the form that this kind reads.
-    pub fn answer(self, response: Response<Body>) -> Answer {
+    /// The invocation's response, in the form that this kind reads.
+    pub fn answer(self, response: Response<Body>) -> Value {
         let (parts, body) = response.into_parts();
-        let pairs = parts.headers.iter().map(|(name, value)| {
-            (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned())
-        });
-        let mut answer = Answer {
-            status_code: parts.status.as_u16(),
-            headers: None,
-            multi_value_headers: None,
-            cookies: (self == Self::HttpApi).then_some([]),
-            body: match body {
-                Body::Text(text) => text,
-                _ => String::new(),
-            },
-            is_base64_encoded: false,
-        };
-        if self == Self::LoadBalancerMultiValue {
-            answer.multi_value_headers =
-                Some(pairs.map(|(name, value)| (name, vec![value])).collect());
-        } else {
-            answer.headers = Some(pairs.collect());
+        let is_multi_value = self == Self::LoadBalancerMultiValue;
+        let mut headers = Map::new();
+        for (name, value) in &parts.headers {
+            let value = json!(String::from_utf8_lossy(value.as_bytes()));
+            headers.insert(name.to_string(), if is_multi_value { json!([value]) } else { value });
         }
+        let mut answer = json!({ "statusCode": parts.status.as_u16(), "isBase64Encoded": false });
+        answer[if is_multi_value { "multiValueHeaders" } else { "headers" }] = headers.into();
+        if self == Self::HttpApi {
+            // Payload format 2.0 has this list; `cargo lambda watch` insists on it.
+            answer["cookies"] = json!([]);
+        }
+        // Moved, because it can be large.
+        answer["body"] = match body {
+            Body::Text(text) => text.into(),
+            _ => "".into(),
+        };
         answer
     }
-}
-
-/// The invocation's response: the fields that all kinds understand.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Answer {
-    status_code: u16,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    headers: Option<BTreeMap<String, String>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    multi_value_headers: Option<BTreeMap<String, Vec<String>>>,
-    /// Payload format 2.0 has this list; `cargo lambda watch` insists on it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    cookies: Option<[String; 0]>,
-    body: String,
-    is_base64_encoded: bool,
 }

@@ -1,6 +1,6 @@
 //! The log: what goes into it, and what never does.
 
-use tracing::{Level, Subscriber, level_filters::LevelFilter};
+use tracing::{Level, level_filters::LevelFilter};
 use tracing_subscriber::{Layer, filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
 /// Sends the log to the standard output, as Lambda's two variables for it say:
@@ -27,7 +27,10 @@ pub fn init() {
         } else {
             format.without_time().boxed()
         };
-    subscriber(level.unwrap_or(Level::INFO), format).init();
+    let targets = Targets::new()
+        .with_target(env!("CARGO_CRATE_NAME"), level.unwrap_or(Level::INFO))
+        .with_default(LevelFilter::ERROR);
+    tracing_subscriber::registry().with(format.with_filter(targets)).init();
     if level.is_none() {
         tracing::error!(
             "AWS_LAMBDA_LOG_LEVEL is none of FATAL, ERROR, WARN, INFO, DEBUG and TRACE; INFO it is"
@@ -37,14 +40,4 @@ pub fn init() {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
         tracing::error!(place, "panicked");
     }));
-}
-
-fn subscriber<L>(level: Level, format: L) -> impl Subscriber
-where
-    L: Layer<tracing_subscriber::Registry> + Send + Sync,
-{
-    let targets = Targets::new()
-        .with_target(env!("CARGO_CRATE_NAME"), level)
-        .with_default(LevelFilter::ERROR);
-    tracing_subscriber::registry().with(format.with_filter(targets))
 }

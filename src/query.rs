@@ -7,28 +7,21 @@ use serde::Serialize;
 
 use crate::{error::Error, hidden::Hidden};
 
-/// The parameters that this endpoint knows, as the query string carries them: decoded to bytes,
-/// the first value of each. Names it does not know are ignored.
+/// The parameters of the query string, decoded to bytes, the first value of each.
 ///
 /// The syntax is the WHATWG URL standard's for form data (departure D7): only `&` separates, an
 /// item without `=` has the empty value, `+` is a space, an invalid `%` escape stays as it is.
 /// The values stay bytes because invalid UTF-8 in `search_term` is refused, not replaced (D2).
 #[derive(Clone, Default)]
-pub struct Args(BTreeMap<&'static str, Vec<u8>>);
+pub struct Args(BTreeMap<Vec<u8>, Vec<u8>>);
 
 impl Args {
-    const NAMES: [&str; 8] =
-        ["access_token", "order_by", "dir", "from", "limit", "from_ts", "until_ts", "search_term"];
-
     /// Reads a query string, which is what follows the first `?` of the request line.
     pub fn parse(query: &str) -> Self {
         let mut args = BTreeMap::new();
         for item in query.split('&').filter(|item| !item.is_empty()) {
             let (name, value) = item.split_once('=').unwrap_or((item, ""));
-            let name = form_decode(name);
-            if let Some(name) = Self::NAMES.iter().find(|known| known.as_bytes() == name) {
-                args.entry(*name).or_insert_with(|| form_decode(value));
-            }
+            args.entry(form_decode(name)).or_insert_with(|| form_decode(value));
         }
         Self(args)
     }
@@ -39,7 +32,7 @@ impl Args {
     }
 
     fn get(&self, name: &str) -> Option<&[u8]> {
-        self.0.get(name).map(Vec::as_slice)
+        self.0.get(name.as_bytes()).map(Vec::as_slice)
     }
 }
 

@@ -1,18 +1,19 @@
 //! The one line that each request leaves in the log, which carries its metrics as well.
 
-use std::{env, io::Write, sync::OnceLock, time::Duration};
+use std::{env, io::Write, time::Duration};
 
 use aws_sdk_secretsmanager::primitives::{DateTime, DateTimeFormat};
 use lambda_http::http::Method;
 use serde_json::{Value, json};
-use tracing::Level;
+use tracing::{Level, level_filters::LevelFilter};
 
 use crate::{
-    error::Error, gateway::Kind, media_usage::MediaUsage, postgres::Asked, query::MediaUsageQuery,
+    error::Error, gateway::Kind, invocation::Invocation, media_usage::MediaUsage, postgres::Asked,
+    query::MediaUsageQuery,
 };
 
 /// How long a request spent on each of those that it asked; `None` where it asked nobody.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Phases {
     /// Matrix Authentication Service.
     pub mas: Option<Duration>,
@@ -32,11 +33,13 @@ impl Phases {
     }
 }
 
+/// The page, or what went wrong; no page for a preflight, or while the token is not known.
+pub type Answer = Result<Option<MediaUsage>, Error>;
+
 /// How a request was answered, and what its line says of it.
-#[derive(Debug)]
 pub struct Outcome {
-    /// The page, or what went wrong; no page for a preflight.
-    pub answer: Result<Option<MediaUsage>, Error>,
+    /// The answer.
+    pub answer: Answer,
     /// What was asked for, if that could be read.
     pub query: Option<MediaUsageQuery>,
     /// Who was asked.
@@ -44,7 +47,6 @@ pub struct Outcome {
 }
 
 /// A request and how it ended.
-#[derive(Debug)]
 pub struct RequestLog<'a> {
     /// Lambda's id of the invocation.
     pub request_id: &'a str,
@@ -58,25 +60,18 @@ pub struct RequestLog<'a> {
     pub bytes: usize,
     /// How it was answered.
     pub outcome: &'a Outcome,
-    /// How long it took in all.
-    pub total: Duration,
     /// Whether it is the first of its execution environment.
     pub cold_start: bool,
-    /// When it began, as Unix time in ms.
-    pub unix_ms: i64,
+    /// When it began.
+    pub invocation: &'a Invocation,
 }
 
 impl RequestLog<'_> {
     /// Writes the line, unless the log's level is above it: `ERROR` for a failure, `WARN` for a
     /// replica that is behind, else `INFO`.
     pub fn write(&self) {
-        let is_wanted = match self.level() {
-            Level::ERROR => tracing::enabled!(Level::ERROR),
-            Level::WARN => tracing::enabled!(Level::WARN),
-            _ => tracing::enabled!(Level::INFO),
-        };
-        if is_wanted {
-            let line = format!("{}\n", self.line(function_name()));
+        if self.level() <= LevelFilter::current() {
+            let line = format!("{}\n", self.line());
             // If stdout is closed there is nowhere to report it.
             let _ = std::io::stdout().lock().write_all(line.as_bytes());
         }
@@ -100,7 +95,7 @@ impl RequestLog<'_> {
 
     /// The line as a JSON object, with metrics in CloudWatch's embedded metric format for a
     /// function that has a name.
-    fn line(&self, function_name: Option<&str>) -> Value {
+    fn line(&self) -> Value {
         let message = match (self.error(), self.level()) {
             (None, _) => "the request was answered",
             (Some(_), Level::INFO) => "the request was refused",
@@ -110,7 +105,9 @@ impl RequestLog<'_> {
         let Outcome { answer, query, phases } = self.outcome;
         let page = answer.as_ref().ok().and_then(Option::as_ref);
         let query = query.as_ref().filter(|_| page.is_some() || self.level() != Level::INFO);
-        let timestamp = DateTime::from_millis(self.unix_ms).fmt(DateTimeFormat::DateTime);
+        let total_ms = ms(self.invocation.elapsed());
+        let timestamp =
+            DateTime::from_millis(self.invocation.unix_ms).fmt(DateTimeFormat::DateTime);
         let mut line = json!({
             // Lambda believes the level only of a line that also has a valid time (AWS Lambda
             // Developer Guide, "Log-level filtering").
@@ -136,12 +133,14 @@ impl RequestLog<'_> {
             "mas_ms": phases.mas.map(ms),
             "database_ms": phases.database.map(ms),
             "homeserver_ms": phases.homeserver.map(ms),
-            "total_ms": ms(self.total),
+            "total_ms": total_ms,
             "cold_start": self.cold_start,
             "retries": phases.retries,
         });
-        if let Some(function_name) = function_name {
-            self.add_metrics(&mut line, function_name);
+        if let Some(function_name) =
+            env::var("AWS_LAMBDA_FUNCTION_NAME").ok().filter(|it| !it.is_empty())
+        {
+            self.add_metrics(&mut line, &function_name);
         }
         line
     }
@@ -151,13 +150,12 @@ impl RequestLog<'_> {
     fn add_metrics(&self, line: &mut Value, function_name: &str) {
         let is_unavailable = matches!(self.error(), Some(Error::DatabaseUnavailable { .. }));
         let is_server_error = self.status >= 500 && !self.is_replica_behind();
-        let database = self.outcome.phases.database;
         let page = self.outcome.answer.as_ref().ok().and_then(Option::as_ref);
         let count = |is: bool| Some(f64::from(u8::from(is)));
         let metrics = [
             ("Requests", "Count", Some(1.0)),
-            ("TotalTime", "Milliseconds", Some(ms(self.total))),
-            ("DatabaseTime", "Milliseconds", database.map(ms)),
+            ("TotalTime", "Milliseconds", line["total_ms"].as_f64()),
+            ("DatabaseTime", "Milliseconds", line["database_ms"].as_f64()),
             ("ColdStarts", "Count", count(self.cold_start)),
             ("Retries", "Count", Some(self.outcome.phases.retries.into())),
             ("DatabaseUnavailable", "Count", count(is_unavailable)),
@@ -184,7 +182,8 @@ impl RequestLog<'_> {
         }
         line["FunctionName"] = function_name.into();
         line["Status"] = self.status.to_string().into();
-        line["_aws"] = json!({ "Timestamp": self.unix_ms, "CloudWatchMetrics": directives });
+        line["_aws"] =
+            json!({ "Timestamp": self.invocation.unix_ms, "CloudWatchMetrics": directives });
     }
 }
 
@@ -207,11 +206,4 @@ fn ms(time: Duration) -> f64 {
 fn method(method: &Method) -> &str {
     let usual = ["GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"];
     if usual.contains(&method.as_str()) { method.as_str() } else { "other" }
-}
-
-/// What Lambda calls the function.
-fn function_name() -> Option<&'static str> {
-    static NAME: OnceLock<Option<String>> = OnceLock::new();
-    NAME.get_or_init(|| env::var("AWS_LAMBDA_FUNCTION_NAME").ok().filter(|name| !name.is_empty()))
-        .as_deref()
 }

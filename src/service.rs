@@ -4,26 +4,26 @@ use std::{
     cell::Cell,
     mem::take,
     sync::atomic::{AtomicBool, Ordering},
-    time::{Duration, Instant},
 };
 
 use lambda_http::{
     Body, Request, RequestExt, Response,
     http::{HeaderValue, Method, StatusCode, header},
 };
+use serde_json::Value;
 
 use crate::{
     auth::{AccessToken, Authenticator, Claim},
-    config::{Config, ConfigError},
+    config::Config,
     error::Error,
-    gateway::{Answer, Event, Kind, RawQuery},
+    gateway::{Event, Kind, RawQuery},
     invocation::Invocation,
-    media_usage::{MediaUsage, kept_media_usage, media_usage},
+    media_usage::{kept_media_usage, media_usage},
     page::Budget,
     postgres::{Connection, Connector},
     query::{Args, MediaUsageQuery},
     read_ahead::ReadAhead,
-    request_log::{Outcome, Phases, RequestLog},
+    request_log::{Answer, Outcome, Phases, RequestLog},
 };
 
 /// The endpoint's path, as Synapse has it.
@@ -44,21 +44,32 @@ struct Backends {
     read_ahead: ReadAhead,
 }
 
+/// A request, without its token, on the way past those who can be asked.
+struct Asking<'a> {
+    backends: &'a Backends,
+    query: &'a Result<MediaUsageQuery, Error>,
+    /// How large the body may be.
+    budget: Budget,
+    at: &'a Invocation,
+    /// How many users to read for the pages to come. The first statement to take it reads ahead,
+    /// and not that of a connector that asks again.
+    step: Cell<Option<i64>>,
+}
+
 impl Service {
     /// A service for a configuration. With a wrong one it answers every request with 500, so that
     /// the admin who asks sees where to look; a function that exits would show them a gateway's
     /// error page.
-    pub fn new(config: Result<Config, ConfigError>) -> Self {
-        let backends = config.map_err(|error| error.to_string()).and_then(|config| {
-            let authenticator =
-                Authenticator::new(config.authentication).map_err(|error| error.to_string())?;
-            let connector = Connector::new(config.database, config.statement_timeout);
-            let read_ahead = ReadAhead::new(config.read_ahead_seconds, ReadAhead::STEPS);
-            Ok(Backends { connector, authenticator, read_ahead })
-        });
-        if let Err(error) = &backends {
+    pub fn new(config: Result<Config, Vec<String>>) -> Self {
+        if let Err(problems) = &config {
+            let error = problems.join("; ");
             tracing::error!(%error, "the configuration is wrong");
         }
+        let backends = config.map(|config| Backends {
+            connector: Connector::new(config.database, config.statement_timeout),
+            authenticator: Authenticator::new(config.authentication),
+            read_ahead: ReadAhead::new(config.read_ahead_seconds, ReadAhead::STEPS),
+        });
         Self { backends: backends.ok(), is_warm: AtomicBool::new(false) }
     }
 
@@ -84,8 +95,7 @@ impl Service {
     /// Answers an invocation event, and writes the request's line into the log. The answer names
     /// the invocation by `request_id` in a header that browsers may read, so that an admin can
     /// quote it.
-    pub async fn answer(&self, event: Event, request_id: &str, invocation: Invocation) -> Answer {
-        let start = Instant::now();
+    pub async fn answer(&self, event: Event, request_id: &str, invocation: Invocation) -> Value {
         let kind = event.kind();
         if kind == Kind::Unknown {
             tracing::warn!("the event is of no gateway that this function knows");
@@ -103,9 +113,8 @@ impl Service {
             status: response.status().as_u16(),
             bytes: response.body().len(),
             outcome: &outcome,
-            total: start.elapsed(),
             cold_start: !self.is_warm.swap(true, Ordering::Relaxed),
-            unix_ms: invocation.unix_ms,
+            invocation: &invocation,
         }
         .write();
         kind.answer(response)
@@ -128,7 +137,9 @@ impl Service {
         let answer = async {
             let Some(backends) = self.route(request)? else { return Ok(None) };
             let token = AccessToken::from_request(request.headers(), &args)?;
-            backends.ask(token, &query, budget, invocation, &mut phases).await.map(Some)
+            let step = Cell::default();
+            let asking = Asking { backends, query: &query, budget, at: invocation, step };
+            asking.ask(token, &mut phases).await
         };
         Outcome { answer: answer.await, query: query.ok(), phases }
     }
@@ -147,131 +158,92 @@ impl Service {
     }
 }
 
-impl Backends {
+impl Asking<'_> {
     /// Asks MAS, the database and the homeserver in turn. Each has its own time, and no connection
     /// to the database is held while another server is asked.
-    async fn ask(
-        &self,
-        token: AccessToken,
-        query: &Result<MediaUsageQuery, Error>,
-        budget: Budget,
-        invocation: &Invocation,
-        phases: &mut Phases,
-    ) -> Result<MediaUsage, Error> {
-        let (claim, time) = timed(self.authenticator.claim(token, invocation)).await;
-        phases.mas = self.authenticator.asks_mas().then_some(time);
-        let mut claim = claim?;
+    async fn ask(&self, token: AccessToken, phases: &mut Phases) -> Answer {
+        let authenticator = &self.backends.authenticator;
+        let mut claim = authenticator.claim(token, self.at, &mut phases.mas).await?;
         loop {
-            let page = self.ask_database(&claim, query, budget, invocation, phases).await?;
-            if let Some(page) = page {
+            let page = self.ask_database(&claim, phases).await?;
+            if page.is_some() {
                 return Ok(page);
             }
             // The replica does not know the token. The homeserver may, and then the replica is
             // asked what its user may do.
-            let (vouched, time) = timed(self.authenticator.vouch(claim, invocation)).await;
-            phases.homeserver = Some(time);
-            claim = vouched?;
+            claim = authenticator.vouch(claim, self.at, &mut phases.homeserver).await?;
         }
     }
 
     /// The page of an admin; `None` if the replica does not know the token. In a walk the statement
     /// for the page reads ahead. If that fails, the page alone is asked for, once.
-    async fn ask_database(
-        &self,
-        claim: &Claim,
-        query: &Result<MediaUsageQuery, Error>,
-        budget: Budget,
-        invocation: &Invocation,
-        phases: &mut Phases,
-    ) -> Result<Option<MediaUsage>, Error> {
-        let step = query.as_ref().ok().and_then(|query| self.read_ahead.step(query, invocation));
-        // Only the first to take it reads ahead, not a connector that asks again.
-        let step = Cell::new(step);
-        let page = async |connection: &mut Connection| {
-            self.page(connection, claim, query, budget, invocation, &step).await
-        };
-        if step.get().is_some() {
-            let asked = self.connector.ask(&invocation.first_half(), &page).await;
+    async fn ask_database(&self, claim: &Claim, phases: &mut Phases) -> Answer {
+        let Backends { connector, read_ahead, .. } = self.backends;
+        let page = async |connection: &mut Connection| self.page(connection, claim).await;
+        let step = self.query.as_ref().ok().and_then(|query| read_ahead.step(query, self.at));
+        if step.is_some() {
+            self.step.set(step);
+            let asked = connector.ask(&self.at.first_half(), &page).await;
             phases.add(&asked);
             match asked.answer {
                 Err(Error::StatementTimeout(_) | Error::DatabaseFailed(_)) => phases.retries += 1,
                 answer => return answer,
             }
-            step.set(None);
         }
-        let asked = self.connector.ask(invocation, page).await;
+        self.step.set(None);
+        let asked = connector.ask(self.at, page).await;
         phases.add(&asked);
         asked.answer
     }
 
-    async fn page(
-        &self,
-        connection: &mut Connection,
-        claim: &Claim,
-        query: &Result<MediaUsageQuery, Error>,
-        budget: Budget,
-        invocation: &Invocation,
-        step: &Cell<Option<i64>>,
-    ) -> Result<Option<MediaUsage>, Error> {
-        let admin = self.authenticator.admin(connection, claim, invocation.unix_ms).await?;
+    async fn page(&self, connection: &mut Connection, claim: &Claim) -> Answer {
+        let Backends { authenticator, read_ahead, .. } = self.backends;
+        let admin = authenticator.admin(connection, claim, self.at.unix_ms).await?;
         let Some(admin) = admin else { return Ok(None) };
         // After the token, as in Synapse: who may not ask does not learn what may be asked.
-        let query = query.as_ref().map_err(Clone::clone)?;
-        let page = kept_media_usage(&self.read_ahead, &admin, query, budget, invocation);
+        let query = self.query.as_ref().map_err(Clone::clone)?;
+        let page = kept_media_usage(read_ahead, &admin, query, self.budget, self.at);
         if page.is_some() {
             return Ok(page);
         }
-        let kept = step.take().map(|users| self.read_ahead.room(users, query, invocation));
-        let (page, kept) = media_usage(connection, &admin, query, budget, kept).await?;
-        self.read_ahead.answered(query, page.next_token, kept, invocation);
+        let kept = self.step.take().map(|users| read_ahead.room(users, query, self.at));
+        let (page, kept) = media_usage(connection, &admin, query, self.budget, kept).await?;
+        read_ahead.answered(query, page.next_token, kept, self.at);
         Ok(Some(page))
     }
 }
 
-async fn timed<T>(future: impl Future<Output = T>) -> (T, Duration) {
-    let start = Instant::now();
-    (future.await, start.elapsed())
-}
-
-/// The response to a request, with the page's body taken out of the outcome.
+/// The response to a request, with the page's body taken out of the outcome. Synapse's CORS headers
+/// (`set_cors_headers` in `synapse/http/server.py`) are on every answer: without them an admin UI
+/// cannot even read an error.
 fn response(request: &Request, outcome: &mut Outcome) -> Response<Body> {
     let (status, body) = match &mut outcome.answer {
         Ok(Some(page)) => (200, take(&mut page.body)),
-        Ok(None) => return with_cors(Response::new(Body::Empty), 204),
+        Ok(None) => (204, String::new()),
         Err(error) => (error.answer().status, error.body()),
     };
-    let body = if request.method() == Method::HEAD { Body::Empty } else { Body::Text(body) };
-    let mut response = with_cors(Response::new(body), status);
+    let is_empty = status == 204 || request.method() == Method::HEAD;
+    let mut response = Response::new(if is_empty { Body::Empty } else { Body::Text(body) });
+    *response.status_mut() =
+        StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let of_json = |value| (status != 204).then_some(value);
     let retry_after = match status {
         429 => Some("1"),
         503 => Some("5"),
         _ => None,
     };
+    let methods = "GET, HEAD, POST, PUT, DELETE, OPTIONS";
+    let headers = "X-Requested-With, Content-Type, Authorization, Date";
     for (name, value) in [
-        (header::CONTENT_TYPE, Some("application/json")),
-        (header::CACHE_CONTROL, Some("no-cache, no-store, must-revalidate")),
+        (header::ACCESS_CONTROL_ALLOW_ORIGIN, Some("*")),
+        (header::ACCESS_CONTROL_ALLOW_METHODS, Some(methods)),
+        (header::ACCESS_CONTROL_ALLOW_HEADERS, Some(headers)),
+        (header::ACCESS_CONTROL_EXPOSE_HEADERS, Some("Synapse-Trace-Id, Server")),
+        (header::CONTENT_TYPE, of_json("application/json")),
+        (header::CACHE_CONTROL, of_json("no-cache, no-store, must-revalidate")),
         (header::RETRY_AFTER, retry_after),
     ] {
         value.map(|value| response.headers_mut().insert(name, HeaderValue::from_static(value)));
-    }
-    response
-}
-
-/// Synapse's CORS headers (`set_cors_headers` in `synapse/http/server.py`), which browsers need
-/// on every answer: without them an admin UI cannot even read an error.
-fn with_cors(mut response: Response<Body>, status: u16) -> Response<Body> {
-    *response.status_mut() =
-        StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    for (name, value) in [
-        (header::ACCESS_CONTROL_ALLOW_ORIGIN, "*"),
-        (header::ACCESS_CONTROL_ALLOW_METHODS, "GET, HEAD, POST, PUT, DELETE, OPTIONS"),
-        (
-            header::ACCESS_CONTROL_ALLOW_HEADERS,
-            "X-Requested-With, Content-Type, Authorization, Date",
-        ),
-        (header::ACCESS_CONTROL_EXPOSE_HEADERS, "Synapse-Trace-Id, Server"),
-    ] {
-        response.headers_mut().insert(name, HeaderValue::from_static(value));
     }
     response
 }

@@ -1,19 +1,16 @@
 //! Tokens, users and devices that the replica does not know: whether the homeserver does.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
-use http_body_util::Full;
-use hyper::{
-    Request, StatusCode,
-    header::{AUTHORIZATION, HeaderValue},
-};
+use hyper::{Request, StatusCode, header::AUTHORIZATION};
 use serde::Deserialize;
 use url::Url;
 
 use super::{AccessToken, object};
 use crate::{
-    client::Client,
+    client::{Client, bearer},
     error::{Error, Refusal},
+    lock::lock,
 };
 
 /// How many questions may be asked at once.
@@ -38,15 +35,13 @@ const REFUSALS: [&str; 6] = [
 const LONGEST_MESSAGE: usize = 1000;
 
 /// The homeserver itself.
-#[derive(Debug)]
 pub struct Homeserver {
     client: Client,
-    whoami: String,
     questions: Mutex<Questions>,
 }
 
 /// Whose token it is (spec: client-server API, `GET /_matrix/client/v3/account/whoami`).
-#[derive(Debug, Deserialize)]
+#[derive(Deserialize)]
 pub struct Owner {
     /// The user.
     pub user_id: String,
@@ -67,17 +62,9 @@ struct RefusalBody {
 
 impl Homeserver {
     /// A homeserver by its base URL.
-    ///
-    /// # Errors
-    ///
-    /// As [`Client::new`].
-    pub fn new(url: &Url) -> Result<Self, rustls::Error> {
-        let base = url.as_str().trim_end_matches('/');
-        Ok(Self {
-            client: Client::new()?,
-            whoami: format!("{base}/_matrix/client/v3/account/whoami"),
-            questions: Mutex::new(Questions::default()),
-        })
+    pub fn new(url: &Url) -> Self {
+        let client = Client::new(url, "/_matrix/client/v3/account/whoami");
+        Self { client, questions: Mutex::default() }
     }
 
     /// Whose token it is, at the Unix time `now_ms`, in ms.
@@ -90,26 +77,18 @@ impl Homeserver {
     /// [`Error::UNKNOWN_TOKEN`] for one that no header can carry.
     pub async fn whoami(&self, token: &AccessToken, now_ms: i64) -> Result<Owner, Error> {
         // Synapse makes no such token, and a header with one could say more than was meant.
-        let is_plain = !token.expose().is_empty()
-            && token.expose().bytes().all(|byte| byte.is_ascii_graphic());
-        let mut bearer = HeaderValue::from_str(&format!("Bearer {}", token.expose()))
-            .ok()
-            .filter(|_| is_plain)
-            .ok_or(Error::UNKNOWN_TOKEN)?;
-        bearer.set_sensitive(true);
-        if !self.questions().take(now_ms) {
+        let text = Some(token.expose()).filter(|it| !it.is_empty());
+        let text = text.filter(|it| it.bytes().all(|byte| byte.is_ascii_graphic()));
+        let bearer = text.and_then(bearer).ok_or(Error::UNKNOWN_TOKEN)?;
+        if !lock(&self.questions).take(now_ms) {
             return Err(Error::TOO_MANY_UNKNOWN_TOKENS);
         }
-        let request = Request::get(&self.whoami)
-            .header(AUTHORIZATION, bearer)
-            .body(Full::default())
-            .map_err(|error| Error::HomeserverUnavailable(error.to_string()))?;
-        let (status, body) =
-            self.client.send(request).await.map_err(Error::HomeserverUnavailable)?;
+        let request = Request::builder().header(AUTHORIZATION, bearer);
+        let answer = self.client.send(request, String::new()).await;
+        let (status, body) = answer.map_err(Error::HomeserverUnavailable)?;
         let rubbish = || {
-            Error::HomeserverUnavailable(format!(
-                "its answer, status {status}, cannot be understood"
-            ))
+            let cause = format!("its answer, status {status}, cannot be understood");
+            Error::HomeserverUnavailable(cause)
         };
         match status {
             StatusCode::OK => {
@@ -119,7 +98,7 @@ impl Homeserver {
                     return Err(rubbish());
                 }
                 // Whoever has a good token may go on.
-                self.questions().give_back();
+                lock(&self.questions).give_back();
                 Ok(owner)
             }
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
@@ -135,10 +114,6 @@ impl Homeserver {
             }
             _ => Err(rubbish()),
         }
-    }
-
-    fn questions(&self) -> MutexGuard<'_, Questions> {
-        self.questions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -163,7 +138,7 @@ fn is_errcode(text: &str) -> bool {
 }
 
 /// How many questions may be asked. Without a bound a flood of bad tokens here would be one there.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Questions {
     /// The Unix time, in ms, at which nothing that was asked counts any more.
     free_ms: i64,

@@ -44,9 +44,7 @@ pub(super) async fn admin(
 
     // Synapse parses the name before it looks at the flags (`UserID.from_string`).
     let user_id: &str = user.try_get("name").map_err(column)?;
-    let Some(rest) = user_id.strip_prefix('@') else {
-        return Err(Error::USER_ID_WITHOUT_SIGIL);
-    };
+    let rest = user_id.strip_prefix('@').ok_or(Error::USER_ID_WITHOUT_SIGIL)?;
     if !rest.contains(':') {
         return Err(Error::USER_ID_WITHOUT_SERVER_NAME);
     }

@@ -80,21 +80,19 @@ impl Introspection {
     ///
     /// [`Error::MULTIPLE_DEVICE_IDS`], [`Error::INVALID_DEVICE_ID`].
     pub fn device_id(&self) -> Result<Option<String>, Error> {
-        let device_id = if let Some(device_id) = &self.device_id {
-            device_id.as_str()
-        } else {
-            let in_scope = self
-                .scope
-                .iter()
-                .filter_map(|item| DEVICE.iter().find_map(|prefix| item.strip_prefix(prefix)));
-            // The same device can be there by both prefixes.
-            let mut device_ids: BTreeSet<_> = in_scope.collect();
-            match (device_ids.pop_first(), device_ids.is_empty()) {
-                (None, _) => return Ok(None),
-                (Some(device_id), true) => device_id,
-                (Some(_), false) => return Err(Error::MULTIPLE_DEVICE_IDS),
-            }
+        let in_scope = || {
+            let scope = self.scope.iter();
+            scope.filter_map(|item| DEVICE.iter().find_map(|prefix| item.strip_prefix(prefix)))
         };
+        // The same device can be there by both prefixes.
+        let mut device_ids: BTreeSet<_> = match &self.device_id {
+            Some(device_id) => [device_id.as_str()].into(),
+            None => in_scope().collect(),
+        };
+        let Some(device_id) = device_ids.pop_first() else { return Ok(None) };
+        if !device_ids.is_empty() {
+            return Err(Error::MULTIPLE_DEVICE_IDS);
+        }
         if !(1..=255).contains(&device_id.chars().count()) || device_id.contains('\0') {
             return Err(Error::INVALID_DEVICE_ID);
         }
@@ -114,12 +112,6 @@ impl Introspection {
     /// Whether the token has ended at the Unix time `now_ms`, in ms.
     pub(super) fn has_expired(&self, now_ms: i64) -> bool {
         self.until_ms.is_some_and(|until_ms| until_ms <= now_ms.into())
-    }
-
-    /// How long its texts are in all, in bytes.
-    pub(super) fn length(&self) -> usize {
-        let texts = self.scope.iter().chain(&self.username).chain(&self.device_id);
-        texts.map(String::len).sum()
     }
 }
 

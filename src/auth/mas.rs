@@ -1,80 +1,82 @@
 //! Tokens of Matrix Authentication Service, which is asked what they are good for (RFC 7662,
 //! "OAuth 2.0 Token Introspection"; `synapse/api/auth/mas.py`).
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, PoisonError},
-};
+use std::{collections::HashMap, sync::Mutex};
 
-use http_body_util::Full;
 use hyper::{
-    Request, StatusCode,
+    Method, Request, StatusCode,
     body::Bytes,
     header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue},
 };
 use ring::digest::{SHA256, digest};
 use sqlx::Row;
-use tokio::sync::Mutex as AsyncMutex;
 use url::form_urlencoded;
 
 use super::{AccessToken, Admin, Claim, introspection::Introspection};
 use crate::{
-    aws::{Aws, Failure, Stage},
-    client::Client,
+    aws::{Failure, Secret},
+    client::{Client, bearer},
     config::{MasConfig, MasSecret},
     error::Error,
+    hidden::Hidden,
+    lock::lock,
     postgres::{Connection, failure},
 };
 
 /// How many introspections are remembered at most.
 const MOST_REMEMBERED: usize = 1000;
 
-/// How long the texts of one may be, in bytes.
+/// How long the answer with one may be, in bytes.
 const MOST_BYTES: usize = 4096;
 
 /// Matrix Authentication Service.
-#[derive(Debug)]
 pub struct Mas {
-    config: MasConfig,
     client: Client,
-    introspect: String,
-    /// Where the secret is read from, and as it was read last.
-    aws: Option<Aws>,
-    secret: AsyncMutex<Option<HeaderValue>>,
-    remembered: Mutex<HashMap<Key, Introspection>>,
+    secret: SharedSecret,
+    server_name: String,
+    cache_ms: i64,
+    /// By a digest of the token, so that none is kept.
+    remembered: Mutex<HashMap<Vec<u8>, Introspection>>,
 }
 
-/// A digest of a token, so that none is kept.
-type Key = [u8; 32];
+/// What MAS shares with the homeserver.
+enum SharedSecret {
+    /// As the configuration has it.
+    Text(Hidden<String>),
+    /// As the `Authorization` header that MAS wants.
+    Managed(Box<Secret<HeaderValue>>),
+}
 
 impl Mas {
     /// A MAS that has not been asked yet.
-    ///
-    /// # Errors
-    ///
-    /// As [`Client::new`].
-    pub fn new(config: MasConfig) -> Result<Self, rustls::Error> {
-        let base = config.endpoint.as_str().trim_end_matches('/');
-        Ok(Self {
-            introspect: format!("{base}/oauth2/introspect"),
-            client: Client::new()?,
-            aws: match &config.secret {
-                MasSecret::Text(_) => None,
-                MasSecret::Arn { region, .. } => Some(Aws::new(region.clone())),
+    pub fn new(config: MasConfig) -> Self {
+        Self {
+            client: Client::new(&config.endpoint, "/oauth2/introspect"),
+            secret: match config.secret {
+                MasSecret::Text(text) => SharedSecret::Text(text),
+                MasSecret::Arn(arn) => {
+                    SharedSecret::Managed(Box::new(Secret::new(&arn, authorization)))
+                }
             },
-            secret: AsyncMutex::new(None),
+            server_name: config.server_name,
+            cache_ms: config.cache_ms,
             remembered: Mutex::default(),
-            config,
-        })
+        }
     }
 
-    /// Reads the secret ahead of the first request. If that fails, the request tries again.
+    /// The `Authorization` header that MAS wants. A secret of Secrets Manager is read ahead of the
+    /// first request by this; if that fails, the request tries again.
     ///
     /// # Errors
     ///
     /// [`Error::IntrospectionFailed`].
-    pub async fn prepare(&self) -> Result<(), Error> {
-        self.secret(None).await.map(drop)
+    pub async fn authorization(&self) -> Result<HeaderValue, Error> {
+        match &self.secret {
+            SharedSecret::Text(text) => {
+                authorization(text.expose()).map_err(Error::IntrospectionFailed)
+            }
+            SharedSecret::Managed(secret) => secret.get().await.map_err(no_secret),
+        }
     }
 
     /// What a token is good for, at the Unix time `now_ms`, in ms.
@@ -98,95 +100,52 @@ impl Mas {
     }
 
     async fn ask(&self, token: &AccessToken, now_ms: i64) -> Result<Introspection, Error> {
-        let secret = self.secret(None).await?;
-        let mut answer = self.send(token, &secret).await?;
+        let mut answer = self.send(token, self.authorization().await?).await?;
         if matches!(answer.0, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
-            && self.aws.is_some()
+            && let SharedSecret::Managed(secret) = &self.secret
+            // The secret may have been rotated since it was read.
+            && let Some(renewed) = secret.renewed().await.map_err(no_secret)?
         {
-            // The secret was rotated since it was read.
-            let renewed = self.secret(Some(&secret)).await?;
-            if renewed != secret {
-                answer = self.send(token, &renewed).await?;
-            }
+            answer = self.send(token, renewed).await?;
         }
-        let introspection = Introspection::read(answer.0, &answer.1, now_ms)?;
-        self.remember(token, &introspection);
+        let (status, body) = answer;
+        let introspection = Introspection::read(status, &body, now_ms)?;
+        // Only of active tokens, so that a flood of bad ones fills nothing.
+        if self.cache_ms > 0 && body.len() <= MOST_BYTES {
+            let mut remembered = lock(&self.remembered);
+            if remembered.len() >= MOST_REMEMBERED {
+                remembered.clear();
+            }
+            remembered.insert(key(token), introspection.clone());
+        }
         Ok(introspection)
     }
 
     async fn send(
         &self,
         token: &AccessToken,
-        secret: &HeaderValue,
+        authorization: HeaderValue,
     ) -> Result<(StatusCode, Bytes), Error> {
         let form = form_urlencoded::Serializer::new(String::new())
             .append_pair("token", token.expose())
             .append_pair("token_type_hint", "access_token")
             .finish();
-        let request = Request::post(&self.introspect)
+        let request = Request::builder()
+            .method(Method::POST)
             .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
             .header(ACCEPT, "application/json")
-            .header(AUTHORIZATION, secret)
-            .header("x-mas-supports-device-id", "1")
-            .body(Full::from(form))
-            .map_err(|error| Error::IntrospectionFailed(error.to_string()))?;
-        self.client.send(request).await.map_err(Error::IntrospectionFailed)
-    }
-
-    /// The `Authorization` that MAS wants; read anew if it is `refused`.
-    async fn secret(&self, refused: Option<&HeaderValue>) -> Result<HeaderValue, Error> {
-        let mut latest = self.secret.lock().await;
-        if let Some(secret) = latest.as_ref().filter(|secret| Some(*secret) != refused) {
-            return Ok(secret.clone());
-        }
-        let secret = match (&self.config.secret, &self.aws) {
-            (MasSecret::Arn { arn, .. }, Some(aws)) => {
-                let secret = aws.secret(arn, Stage::Current).await;
-                secret.map_err(|failure| match failure {
-                    Failure::Unavailable(cause) | Failure::Refused(cause) => {
-                        Error::IntrospectionFailed(cause)
-                    }
-                })?
-            }
-            (MasSecret::Text(secret), _) => secret.expose().to_owned(),
-            (MasSecret::Arn { .. }, None) => String::new(),
-        };
-        let mut bearer =
-            HeaderValue::from_str(&format!("Bearer {}", secret.trim())).map_err(|_| {
-                Error::IntrospectionFailed("its secret cannot be sent in a header".to_owned())
-            })?;
-        bearer.set_sensitive(true);
-        *latest = Some(bearer.clone());
-        Ok(bearer)
+            .header(AUTHORIZATION, authorization)
+            .header("x-mas-supports-device-id", "1");
+        self.client.send(request, form).await.map_err(Error::IntrospectionFailed)
     }
 
     fn remembered(&self, token: &AccessToken, now_ms: i64) -> Option<Introspection> {
-        let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = key(token);
-        let introspection = remembered.get(&key)?;
+        let mut remembered = lock(&self.remembered);
         // One of the future is of a clock that was set back.
-        let age_ms = now_ms.checked_sub(introspection.at_ms).filter(|age_ms| *age_ms >= 0);
-        if age_ms.is_none_or(|age_ms| age_ms >= self.config.cache_ms) {
-            remembered.remove(&key);
-            return None;
-        }
-        Some(introspection.clone())
-    }
-
-    /// Only of active tokens, so that a flood of bad ones fills nothing.
-    fn remember(&self, token: &AccessToken, introspection: &Introspection) {
-        if self.config.cache_ms > 0 && introspection.length() <= MOST_BYTES {
-            let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
-            if remembered.len() >= MOST_REMEMBERED {
-                remembered.clear();
-            }
-            remembered.insert(key(token), introspection.clone());
-        }
-    }
-
-    fn forget(&self, token: &AccessToken) {
-        let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
-        remembered.remove(&key(token));
+        let is_fresh =
+            |it: &Introspection| (0..self.cache_ms).contains(&now_ms.saturating_sub(it.at_ms));
+        remembered.retain(|_, introspection| is_fresh(introspection));
+        remembered.get(&key(token)).cloned()
     }
 
     /// Whether the holder of a token that was introspected is an admin; `None` if the replica does
@@ -200,9 +159,11 @@ impl Mas {
         &self,
         connection: &mut Connection,
         claim: &Claim,
-        introspection: &Introspection,
         may_ask: bool,
     ) -> Result<Option<Admin>, Error> {
+        // Every claim has one here. If this had none, that would be no fault of the token.
+        let not_asked = || Error::IntrospectionFailed("nobody has asked MAS".to_owned());
+        let introspection = claim.introspection.as_ref().ok_or_else(not_asked)?;
         if !introspection.is_for_client_api() {
             return Err(Error::TOKEN_WITHOUT_CLIENT_SCOPE);
         }
@@ -211,7 +172,7 @@ impl Mas {
             // No text in PostgreSQL can have it.
             return Err(Error::USER_NOT_FOUND);
         }
-        let user_id = format!("@{username}:{}", self.config.server_name);
+        let user_id = format!("@{username}:{}", self.server_name);
         let device_id = introspection.device_id();
         let absent = self.absent(connection, &user_id, device_id.as_ref().ok()).await?;
         // What is odd in the introspection is odd for the homeserver too.
@@ -224,7 +185,7 @@ impl Mas {
                 }
             }
             (Some(absent), None) => {
-                self.forget(&claim.token);
+                lock(&self.remembered).remove(&key(&claim.token));
                 // The homeserver asks MAS anew, and its primary database.
                 return if may_ask { device_id.map(|_| None) } else { Err(absent) };
             }
@@ -258,8 +219,16 @@ impl Mas {
     }
 }
 
-fn key(token: &AccessToken) -> Key {
-    let mut key = [0; 32];
-    key.copy_from_slice(digest(&SHA256, token.expose().as_bytes()).as_ref());
-    key
+fn key(token: &AccessToken) -> Vec<u8> {
+    digest(&SHA256, token.expose().as_bytes()).as_ref().to_vec()
+}
+
+/// The header that MAS wants of its secret.
+fn authorization(secret: &str) -> Result<HeaderValue, String> {
+    bearer(secret.trim()).ok_or_else(|| "its secret cannot be sent in a header".to_owned())
+}
+
+fn no_secret(failure: Failure) -> Error {
+    let (Failure::Unavailable(cause) | Failure::Refused(cause)) = failure;
+    Error::IntrospectionFailed(cause)
 }

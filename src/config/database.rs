@@ -39,18 +39,10 @@ pub struct Database {
 pub enum Login {
     /// By what the URL says.
     Url,
-    /// By a token that is signed for each connection.
-    Iam {
-        /// The database's region.
-        region: String,
-    },
-    /// By the username and the password of a secret.
-    Secret {
-        /// The secret's ARN.
-        arn: String,
-        /// The secret's region, a part of the ARN.
-        region: String,
-    },
+    /// By a token that is signed for each connection, in the database's region.
+    Iam(String),
+    /// By the username and the password of a secret, which this is the ARN of.
+    Secret(String),
 }
 
 impl Login {
@@ -63,8 +55,8 @@ impl Login {
         let problem = "DATABASE_IAM_AUTH needs AWS_REGION, which is not set";
         variables.require(!is_iam || secret.is_some() || region.is_some(), problem);
         match secret {
-            Some((arn, region)) => Self::Secret { arn, region },
-            None if is_iam => Self::Iam { region: region.unwrap_or_default() },
+            Some(arn) => Self::Secret(arn),
+            None if is_iam => Self::Iam(region.unwrap_or_default()),
             None => Self::Url,
         }
     }
@@ -84,7 +76,7 @@ impl Database {
             variables.require(value.is_none(), format!("{name} must not be set; {instead}"));
         }
         let authorities = authorities(variables);
-        let secret_is_all = matches!(login, Login::Secret { .. }).then(|| "postgres://".to_owned());
+        let secret_is_all = matches!(login, Login::Secret(_)).then(|| "postgres://".to_owned());
         let text = variables.get("DATABASE_URL").or(secret_is_all);
         variables.require(text.is_some(), "DATABASE_URL is not set");
         let url = read_url(&text?).and_then(|given| Ok((connect_options(&given)?, given)));
@@ -94,7 +86,7 @@ impl Database {
 
         // What the URL and the other variables cannot both mean.
         let has = |name| given.contains_key(name);
-        let is_iam = matches!(login, Login::Iam { .. });
+        let is_iam = matches!(login, Login::Iam(_));
         let problem = "DATABASE_URL has a password beside DATABASE_IAM_AUTH or DATABASE_SECRET_ARN";
         variables.require(login == Login::Url || !has("password"), problem);
         variables.require(!is_iam || has("host"), "DATABASE_IAM_AUTH needs a host in DATABASE_URL");
@@ -184,9 +176,6 @@ fn read_url(text: &str) -> Result<BTreeMap<String, String>, String> {
         check(kind, &value).map_err(|problem| format!("{name} {problem}"))?;
         given.insert(name.into_owned(), value.into_owned());
     }
-    if given.contains_key("sslcert") != given.contains_key("sslkey") {
-        return Err("sslcert and sslkey need each other".to_owned());
-    }
     if let Some(address) = given.remove("hostaddr") {
         given.insert("host".to_owned(), address);
     }
@@ -261,11 +250,11 @@ mod tests {
                     ("DATABASE_IAM_AUTH", "true"),
                     ("AWS_REGION", "eu-west-1"),
                 ],
-                Login::Iam { region: "eu-west-1".to_owned() },
+                Login::Iam("eu-west-1".to_owned()),
             ),
             (
                 &[("DATABASE_SECRET_ARN", arn), ("AWS_REGION", "eu-west-1")],
-                Login::Secret { arn: arn.to_owned(), region: "eu-central-1".to_owned() },
+                Login::Secret(arn.to_owned()),
             ),
         ];
         for (variables, login) in ok {

@@ -2,7 +2,7 @@
 
 use std::{fs, net::IpAddr};
 
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use rustls::pki_types::{CertificateDer, pem::PemObject};
 
 /// What may be the value of a parameter of libpq 14 to 18: a kind for [`check`], or the values that
 /// ask for no more than the function does.
@@ -27,9 +27,6 @@ pub fn check(kind: &str, value: &str) -> Result<(), String> {
         "integer" => (value.trim().parse::<i32>().is_ok(), "an integer"),
         "options" => (!sets_search_path(value), "without search_path; use DATABASE_SCHEMA"),
         "certificates" => return certificates(value).map(drop),
-        "key" => {
-            return pem(value, "a key", |pem| PrivateKeyDer::from_pem_slice(pem).is_ok()).map(drop);
-        }
         "refused" => (false, "left out"),
         values => (values.split(" or ").any(|known| known.eq_ignore_ascii_case(value)), values),
     };
@@ -56,14 +53,11 @@ pub(super) fn sets_search_path(options: &str) -> bool {
 
 /// The text of a PEM file of certificates, or what is wrong with it.
 pub(super) fn certificates(path: &str) -> Result<Vec<u8>, String> {
-    pem(path, "certificates", |pem| {
-        let mut certificates = CertificateDer::pem_slice_iter(pem).peekable();
-        certificates.peek().is_some() && certificates.all(|certificate| certificate.is_ok())
-    })
-}
-
-fn pem(path: &str, what: &str, is_right: fn(&[u8]) -> bool) -> Result<Vec<u8>, String> {
-    let must = format!("must be a PEM file of {what}");
+    let must = "must be a PEM file of certificates";
     let pem = fs::read(path).map_err(|error| format!("{must}: {error}"))?;
-    if is_right(&pem) { Ok(pem) } else { Err(must) }
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    match certificates {
+        Ok(certificates) if !certificates.is_empty() => Ok(pem),
+        _ => Err(must.to_owned()),
+    }
 }

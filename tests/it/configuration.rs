@@ -77,7 +77,7 @@ proptest! {
         let options = |url: &str| {
             Config::read(|name| (name == "DATABASE_URL").then(|| url.to_owned()))
                 .map(|config| config.database.options(Access::default()).unwrap())
-                .map_err(|error| error.to_string())
+                .map_err(|problems| problems.join("; "))
         };
         let escaped = percent_encoding::utf8_percent_encode(&password, percent_encoding::NON_ALPHANUMERIC);
         let readings = [options(&url(&password)), options(&url(&escaped.to_string()))];

@@ -8,7 +8,7 @@ use std::sync::{
 use serde::Deserialize;
 use sqlx::{Connection, PgConnection, postgres::PgConnectOptions};
 use synapse_media_usage::{
-    config::{Config, ConfigError},
+    config::Config,
     postgres::Connector,
     query::{MediaUsageQuery, SearchTerm},
     service::Service,
@@ -219,7 +219,7 @@ pub fn service(url: &str) -> Service {
     Service::new(config(url))
 }
 
-fn config(url: &str) -> Result<Config, ConfigError> {
+fn config(url: &str) -> Result<Config, Vec<String>> {
     Config::read(|name| (name == "DATABASE_URL").then(|| url.to_owned()))
 }
 
