@@ -279,7 +279,7 @@ mod tests {
     }
 
     impl Walker {
-        fn new(seconds: u16, steps: [i64; 2], total: i64, padding: usize) -> Self {
+        fn new(seconds: u32, steps: [i64; 2], total: i64, padding: usize) -> Self {
             Self { read_ahead: ReadAhead::new(seconds, steps), total, padding, statements: 0 }
         }
 
