@@ -91,11 +91,11 @@ impl MediaUsageQuery {
                 });
             }
         };
-        let from = Natural::parse("from", args.from.as_deref())?;
-        let limit = Natural::parse("limit", args.limit.as_deref())?;
-        let from_ts = Natural::parse("from_ts", args.from_ts.as_deref())?.unwrap_or_default();
-        let until_ts = Natural::parse("until_ts", args.until_ts.as_deref())?;
-        if until_ts.as_ref().is_some_and(|until_ts| *until_ts <= from_ts) {
+        let from = natural("from", args.from.as_deref())?;
+        let limit = natural("limit", args.limit.as_deref())?;
+        let from_ts = natural("from_ts", args.from_ts.as_deref())?.unwrap_or(0);
+        let until_ts = natural("until_ts", args.until_ts.as_deref())?;
+        if until_ts.is_some_and(|until_ts| until_ts <= from_ts) {
             return Err(Error::UntilNotAfterFrom);
         }
         let search_term = args.search_term.as_deref().map(SearchTerm::parse).transpose()?;
@@ -109,9 +109,10 @@ impl MediaUsageQuery {
         Ok(Self {
             order_by,
             dir,
-            from: from.map_or(0, |from| from.saturated()),
-            limit: limit.map_or(Self::DEFAULT_LIMIT, |limit| limit.saturated()),
-            window: TimeWindow::new(&from_ts, until_ts.as_ref()),
+            from: from.unwrap_or(0),
+            limit: limit.unwrap_or(Self::DEFAULT_LIMIT),
+            // As in Synapse, `from_ts` 0 is no filter.
+            window: TimeWindow { after: (from_ts > 0).then(|| from_ts - 1), until: until_ts },
             search_term,
         })
     }
@@ -131,6 +132,19 @@ pub enum OrderBy {
     MediaCount,
 }
 
+impl OrderBy {
+    /// The parameter's value, which the page statements take as it is.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::UserId => "user_id",
+            Self::Displayname => "displayname",
+            Self::MediaLength => "media_length",
+            Self::MediaCount => "media_count",
+        }
+    }
+}
+
 /// `dir`: nulls come last forwards and first backwards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub enum Direction {
@@ -142,28 +156,17 @@ pub enum Direction {
     Backwards,
 }
 
-/// The part of `created_ts` (Unix time in ms) that counts, in numbers that PostgreSQL's `bigint`
-/// can hold.
+/// The part of `created_ts` (Unix time in ms) that counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TimeWindow {
-    /// Only media with a `created_ts` greater than this; `None` keeps also those without one.
-    ///
-    /// `from_ts` itself counts, so this is one below it. That is what lets every `from_ts` fit:
-    /// 2^63 and above become "greater than 2^63-1", which finds nothing.
+    /// Only media with a `created_ts` greater than this, which is one below `from_ts`; `None` keeps
+    /// also those without one.
     pub after: Option<i64>,
     /// Only media with a `created_ts` up to and including this.
     pub until: Option<i64>,
 }
 
 impl TimeWindow {
-    /// `from_ts` 0 is no filter, as in Synapse.
-    fn new(from_ts: &Natural, until_ts: Option<&Natural>) -> Self {
-        Self {
-            after: (*from_ts != Natural::default()).then(|| from_ts.predecessor_saturated()),
-            until: until_ts.map(Natural::saturated),
-        }
-    }
-
     /// Whether any media is left out.
     #[must_use]
     pub fn is_bounded(&self) -> bool {
@@ -201,50 +204,31 @@ impl std::fmt::Debug for SearchTerm {
     }
 }
 
-/// An integer from 0 on, of any size: Synapse reads parameters with Python's `int`, and compares
-/// `from_ts` with `until_ts` by value however large they are.
-#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
-struct Natural {
-    // The order of the fields makes the order of the values: the longer number is the larger one.
-    length: usize,
-    /// Decimal digits without leading zeros; empty for 0.
-    digits: String,
-}
-
-impl Natural {
-    /// Reads what Python's `int` accepts of bytes: ASCII blanks around, one sign, digits with
-    /// single `_` between them.
-    fn parse(parameter: &'static str, value: Option<&[u8]>) -> Result<Option<Self>, Error> {
-        let Some(value) = value else { return Ok(None) };
-        let not_an_integer = || Error::NotAnInteger(parameter);
-        let text = str::from_utf8(value).map_err(|_| not_an_integer())?;
-        let text = text.trim_matches([' ', '\t', '\n', '\r', '\x0b', '\x0c']);
-        let (negative, text) = match text.strip_prefix('-') {
-            Some(rest) => (true, rest),
-            None => (false, text.strip_prefix('+').unwrap_or(text)),
-        };
-        let is_number = text
-            .split('_')
-            .all(|group| !group.is_empty() && group.bytes().all(|byte| byte.is_ascii_digit()));
-        if !is_number {
+/// Reads an integer from 0 on as Python's `int` reads bytes: ASCII blanks around, one sign, digits
+/// with single `_` between them. What PostgreSQL's `bigint` cannot hold counts as 2^63-1 (D4).
+fn natural(parameter: &'static str, value: Option<&[u8]>) -> Result<Option<i64>, Error> {
+    let Some(value) = value else { return Ok(None) };
+    let not_an_integer = || Error::NotAnInteger(parameter);
+    let text = str::from_utf8(value).map_err(|_| not_an_integer())?;
+    let text = text.trim_matches([' ', '\t', '\n', '\r', '\x0b', '\x0c']);
+    let (negative, text) = match text.strip_prefix('-') {
+        Some(rest) => (true, rest),
+        None => (false, text.strip_prefix('+').unwrap_or(text)),
+    };
+    let mut number = 0_i64;
+    for group in text.split('_') {
+        if group.is_empty() {
             return Err(not_an_integer());
         }
-        let digits = text.replace('_', "").trim_start_matches('0').to_owned();
-        if negative && !digits.is_empty() {
-            return Err(Error::NegativeInteger(parameter));
+        for digit in group.chars() {
+            let digit = digit.to_digit(10).ok_or_else(not_an_integer)?;
+            number = number.saturating_mul(10).saturating_add(digit.into());
         }
-        Ok(Some(Self { length: digits.len(), digits }))
     }
-
-    /// The value, or 2^63-1 if it is larger (D4).
-    fn saturated(&self) -> i64 {
-        if self.digits.is_empty() { 0 } else { self.digits.parse().unwrap_or(i64::MAX) }
+    if negative && number > 0 {
+        return Err(Error::NegativeInteger(parameter));
     }
-
-    /// One below the value, or 2^63-1 if that is larger. For values from 1 on.
-    fn predecessor_saturated(&self) -> i64 {
-        self.digits.parse::<i64>().map_or(i64::MAX, |value| value - 1)
-    }
+    Ok(Some(number))
 }
 
 #[cfg(test)]
@@ -311,21 +295,20 @@ mod tests {
     }
 
     #[test]
-    fn timestamps_beyond_bigint_keep_their_value() {
-        let window = |query| parse(query).map(|query| (query.window.after, query.window.until));
+    fn timestamps_beyond_bigint_count_as_the_largest() {
+        let window = |query: &str| parse(query).map(|it| (it.window.after, it.window.until));
         assert_eq!(window("from_ts=0"), Ok((None, None)));
         assert_eq!(window("from_ts=1"), Ok((Some(0), None)));
-        assert_eq!(window("from_ts=9223372036854775807"), Ok((Some(i64::MAX - 1), None)));
-        assert_eq!(window("from_ts=9223372036854775808"), Ok((Some(i64::MAX), None)));
-        assert_eq!(window("until_ts=9223372036854775808"), Ok((None, Some(i64::MAX))));
-        assert_eq!(
-            window("from_ts=99999999999999999999&until_ts=100000000000000000000"),
-            Ok((Some(i64::MAX), Some(i64::MAX)))
-        );
-        assert_eq!(
-            window("from_ts=100000000000000000000&until_ts=99999999999999999999"),
-            Err(Error::UntilNotAfterFrom)
-        );
+        assert_eq!(window("until_ts=0"), Err(Error::UntilNotAfterFrom));
+        assert_eq!(window("from_ts=5&until_ts=5"), Err(Error::UntilNotAfterFrom));
+        for largest in ["9223372036854775807", "9223372036854775808", "100000000000000000000"] {
+            let from_ts = format!("from_ts={largest}");
+            assert_eq!(window(&from_ts), Ok((Some(i64::MAX - 1), None)));
+            let until_ts = format!("until_ts={largest}");
+            assert_eq!(window(&until_ts), Ok((None, Some(i64::MAX))));
+            let both = format!("{from_ts}&until_ts=200000000000000000000");
+            assert_eq!(window(&both), Err(Error::UntilNotAfterFrom));
+        }
     }
 
     #[test]
