@@ -8,9 +8,9 @@ use crate::{
     error::Error,
     page::{Budget, Page, UserMedia},
     postgres::{Connection, failure},
-    query::{MediaUsageQuery, SearchTerm},
+    query::{Direction, MediaUsageQuery, SearchTerm},
     request_log::Progress,
-    statement::Statement,
+    statement::Shape,
 };
 
 /// Reads the page that a query asks for, as the JSON body of its answer, and takes down how.
@@ -29,11 +29,9 @@ pub async fn media_usage(
     budget: Budget,
     progress: &mut Progress,
 ) -> Result<String, Error> {
-    let statement = Statement::for_query(query, connection.small).ok_or_else(|| {
-        Error::DatabaseFailed { cause: "no statement answers this order".to_owned() }
-    })?;
-    progress.shape = Some(statement.shape);
-    let mut rows = sqlx::query(statement.sql)
+    let shape = Shape::for_query(query, connection.one_pass);
+    progress.shape = Some(shape);
+    let mut rows = sqlx::query(connection.statements.page(shape))
         .persistent(connection.keeps_statements())
         // Rows that no page can hold need not be sent.
         .bind(query.limit.min(budget.most_users()))
@@ -41,6 +39,8 @@ pub async fn media_usage(
         .bind(query.window.after)
         .bind(query.window.until)
         .bind(query.search_term.as_ref().map(SearchTerm::expose))
+        .bind(query.order_by.as_str())
+        .bind(query.dir == Direction::Backwards)
         .fetch(&mut connection.session);
     let mut page = Page::new(query.from, budget);
     let mut pushed = Ok(());

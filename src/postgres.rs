@@ -19,7 +19,7 @@ use crate::{
     config::{Access, Database},
     credentials::Credentials,
     error::{Error, chain},
-    statement,
+    statement::Statements,
 };
 
 /// How long opening a connection may take: name resolution, secret, TLS and authentication.
@@ -55,6 +55,7 @@ pub struct Connector {
     database: Database,
     credentials: Credentials,
     settings: Vec<(&'static str, String)>,
+    statements: &'static Statements,
     /// How long a request may take, connecting included.
     patience: Duration,
     idle: Mutex<Option<Connection>>,
@@ -65,8 +66,10 @@ pub struct Connector {
 pub struct Connection {
     /// The connection itself.
     pub session: PgConnection,
-    /// Whether there are only few media, see [`statement::SESSION`].
-    pub small: bool,
+    /// Whether one pass answers everything, see [`Statements::session`].
+    pub one_pass: bool,
+    /// What can be sent.
+    pub statements: &'static Statements,
     /// The process id of the backend at the other end.
     pid: i32,
     /// By when the other end has to answer; `None` once it has.
@@ -85,6 +88,7 @@ impl Connector {
             credentials: Credentials::new(&database.login),
             database,
             settings: settings(statement_timeout),
+            statements: Box::leak(Box::new(Statements::in_schema("public"))),
             // The server gives up a statement by itself. This is for a server that does not, or
             // that is not there any more. template.yaml keeps it below the function's own timeout.
             patience: statement_timeout + FIRST_ANSWER,
@@ -172,7 +176,8 @@ impl Connector {
     async fn open(&self, options: &PgConnectOptions) -> Result<Connection, sqlx::Error> {
         let mut connection = Connection {
             session: options.connect().await?,
-            small: false,
+            one_pass: false,
+            statements: self.statements,
             pid: 0,
             answers_by: None,
             silence: "a new connection gave no first answer; is the pooler out of sessions?",
@@ -180,14 +185,15 @@ impl Connector {
         };
         if self.database.pooler {
             // What follows holds until the end of the transaction, and is gone with it.
-            let mut begin = statement::BEGIN.to_owned();
+            let mut begin = "BEGIN READ ONLY".to_owned();
             for (name, value) in &self.settings {
+                let value = value.replace(',', "', '");
                 let _ = write!(begin, "; SET LOCAL {name} = '{value}'");
             }
-            connection.begin = Some(format!("{begin}; {}", statement::SESSION));
+            connection.begin = Some(format!("{begin}; {}", self.statements.session));
         } else {
             // Both in one round trip; the first one's row is the one that counts.
-            let session = format!("{}; {}", statement::SESSION, statement::CHECK_CLIENT);
+            let session = format!("{}; {}", self.statements.session, self.statements.check_client);
             let session = sqlx::raw_sql(&session).fetch_one(&mut connection.session).await?;
             connection.know(&session)?;
         }
@@ -214,7 +220,7 @@ impl Connector {
         }
         let cancel = async {
             let mut other = self.connect(now_ms, Instant::now() + CANCEL_TIMEOUT).await?;
-            sqlx::query(statement::CANCEL)
+            sqlx::query(&self.statements.cancel)
                 .persistent(false)
                 .bind(connection.pid)
                 .execute(&mut other.session)
@@ -245,7 +251,7 @@ impl Connector {
         let Error::DatabaseFailed { mut cause } = error else { return error };
         // Through a pooler, out of the transaction that failed.
         let _ = connection.end().await;
-        let missing = sqlx::query(statement::MISSING_GRANTS).persistent(false).bind(&cause);
+        let missing = sqlx::query(&self.statements.missing_grants).persistent(false).bind(&cause);
         for row in missing.fetch_all(&mut connection.session).await.unwrap_or_default() {
             let missing: String = row.try_get("missing").unwrap_or_default();
             let _ = write!(cause, "; {missing}");
@@ -279,7 +285,7 @@ impl Connection {
     pub async fn end(&mut self) -> Result<(), Error> {
         if self.begin.is_some() {
             self.pid = 0;
-            let end = sqlx::raw_sql(statement::COMMIT).execute(&mut self.session).await;
+            let end = sqlx::raw_sql("COMMIT").execute(&mut self.session).await;
             end.map_err(|error| failure("ending a transaction", &error))?;
         }
         Ok(())
@@ -318,7 +324,7 @@ impl Connection {
 
     fn know(&mut self, session: &PgRow) -> Result<(), sqlx::Error> {
         self.pid = session.try_get("pid")?;
-        self.small = session.try_get("small")?;
+        self.one_pass = session.try_get("one_pass")?;
         Ok(())
     }
 }
@@ -333,6 +339,8 @@ pub fn usable(time_left: Duration) -> Duration {
 fn settings(statement_timeout: Duration) -> Vec<(&'static str, String)> {
     vec![
         ("default_transaction_read_only", "on".to_owned()),
+        // What stands in another schema is nobody's business; pg_temp comes first unless it is named.
+        ("search_path", "pg_catalog,pg_temp".to_owned()),
         ("statement_timeout", format!("{}ms", statement_timeout.as_millis())),
         // A generic plan does not know how narrow a time window is: from the sixth execution on it
         // takes up to ten times as long. And only a custom plan leaves out the conditions of filters

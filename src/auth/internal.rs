@@ -6,7 +6,6 @@ use super::{Admin, Claim, homeserver::Homeserver};
 use crate::{
     error::Error,
     postgres::{Connection, failure},
-    statement,
 };
 
 pub(super) async fn admin(
@@ -17,7 +16,7 @@ pub(super) async fn admin(
     now_ms: i64,
 ) -> Result<Admin, Error> {
     let column = |error: sqlx::Error| failure("reading the user of an access token", &error);
-    let query = sqlx::query(statement::ACCESS_TOKEN).bind(&claim.token.0);
+    let query = sqlx::query(&connection.statements.access_token).bind(&claim.token.0);
     let user = match (connection.row("looking up an access token", query).await?, homeserver) {
         (Some(user), _) => {
             let valid_until_ms: Option<i64> = user.try_get("valid_until_ms").map_err(column)?;
@@ -30,7 +29,7 @@ pub(super) async fn admin(
         // One of the last seconds, an application service's, or none at all.
         (None, Some(homeserver)) => {
             let owner = claim.owner(connection, homeserver, now_ms).await?;
-            let query = sqlx::query(statement::USER).bind(&owner.user_id);
+            let query = sqlx::query(&connection.statements.user).bind(&owner.user_id);
             // Nobody but the replica says who is an admin.
             connection.row("looking up a user", query).await?.ok_or(Error::ReplicaBehind)?
         }
@@ -47,7 +46,7 @@ pub(super) async fn admin(
         return Err(Error::UserLocked);
     }
     if account_validity {
-        let query = sqlx::query(statement::ACCOUNT_VALIDITY).bind(user_id);
+        let query = sqlx::query(&connection.statements.account_validity).bind(user_id);
         if let Some(account) = connection.row("looking up an account's validity", query).await? {
             let expiration_ts_ms: i64 = account.try_get("expiration_ts_ms").map_err(column)?;
             if expiration_ts_ms <= now_ms {

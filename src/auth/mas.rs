@@ -26,7 +26,6 @@ use crate::{
     config::{MasConfig, MasSecret},
     error::Error,
     postgres::{Connection, failure},
-    statement,
 };
 
 /// The scopes that make a token one for the client-server API; the second is the unstable one.
@@ -255,7 +254,7 @@ impl Mas {
         let device_id = introspection.device_id();
 
         let bound = device_id.as_ref().ok().and_then(Option::as_deref);
-        let query = sqlx::query(statement::DEVICE).bind(&user_id).bind(bound);
+        let query = sqlx::query(&connection.statements.device).bind(&user_id).bind(bound);
         let found = connection.row("looking up a device", query).await?;
         let found = found.ok_or_else(|| Error::DatabaseFailed {
             cause: "looking up a device found no row".to_owned(),

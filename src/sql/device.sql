@@ -1,9 +1,12 @@
 -- Whether there are a user and a device of it. Asked only with MAS_ENDPOINT.
 --
--- $1 text: the user id. $2 text: the device id, or null.
+-- $1 user id   $2 device id, or null
 --
 -- A hidden device is no device but a key for cross-signing.
 --
 -- Walks users_name_key (unique), then device_uniqueness.
-SELECT EXISTS (SELECT FROM users WHERE name = $1) AS user_is_known,
-       EXISTS (SELECT FROM devices WHERE user_id = $1 AND device_id = $2 AND NOT hidden) AS device_is_known
+PREPARE device (text, text) AS
+SELECT EXISTS (SELECT FROM public.users WHERE name = $1) AS user_is_known,
+       EXISTS (
+           SELECT FROM public.devices WHERE user_id = $1 AND device_id = $2 AND NOT hidden
+       ) AS device_is_known;

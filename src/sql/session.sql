@@ -1,11 +1,46 @@
--- What is to be known of a session: its backend's process id, by which a statement of it can be
--- cancelled; and whether there are so few media that one pass over them takes less time than
--- planning anything better, which is less than 128 pages: 1 MiB and some four thousand files.
+-- The first question to a session: its backend's process id, by which a statement of it can be
+-- cancelled; a marker, which is set only if the session has the function's own settings; and whether
+-- one_pass.sql is to answer everything.
 --
--- Asked once a connection, and through a pooler once a request. The catalog's number is as of the
--- latest VACUUM or ANALYZE; reltuples is negative where there was none. Asking for the file's own
--- size would have to wait for whoever locks the table.
-SELECT pg_backend_pid() AS pid,
-       coalesce((SELECT reltuples >= 0 AND relpages < 128
-                   FROM pg_class
-                  WHERE oid = to_regclass('local_media_repository')), false) AS small
+-- one_pass.sql is to answer where there are so few media that one pass takes less time than planning
+-- anything better: less than 128 pages, 1 MiB and some four thousand files. And where there is no
+-- index for the others to walk: one that is valid, complete, a B-tree, in the order of its first
+-- column user_id and of that column's collation. Without it each of their steps would read the whole
+-- table.
+--
+-- Asked once a connection, and through a pooler once a request, before the settings are known to be
+-- there. Until then search_path may be somebody else's, and a name may find a function, an operator
+-- or a table of his. So each name here has its schema, and each operator is written out: no IN, LIKE,
+-- BETWEEN, USING or CASE x WHEN, which are operators in disguise.
+--
+-- The catalog's number of pages is as of the latest VACUUM or ANALYZE; reltuples is negative where
+-- there was none. Asking for the file's own size would have to wait for whoever locks the table. The
+-- table is looked up by its name: regclass would be an error without USAGE on its schema, before
+-- anybody could say what the role lacks.
+SELECT pg_catalog.pg_backend_pid() AS pid,
+       pg_catalog.current_setting('synapse_media_usage.session', true) AS marker,
+       coalesce((
+           SELECT pg_class.reltuples OPERATOR(pg_catalog.>=) 0 AND pg_class.relpages OPERATOR(pg_catalog.<) 128
+                  OR NOT EXISTS (
+                      SELECT
+                        FROM pg_catalog.pg_index
+                             JOIN pg_catalog.pg_attribute
+                             ON pg_attribute.attrelid OPERATOR(pg_catalog.=) pg_index.indrelid
+                                AND pg_attribute.attnum OPERATOR(pg_catalog.=) pg_index.indkey[0]
+                             JOIN pg_catalog.pg_opclass
+                             ON pg_opclass.oid OPERATOR(pg_catalog.=) pg_index.indclass[0]
+                             JOIN pg_catalog.pg_am
+                             ON pg_am.oid OPERATOR(pg_catalog.=) pg_opclass.opcmethod
+                       WHERE pg_index.indrelid OPERATOR(pg_catalog.=) pg_class.oid
+                         AND pg_index.indisvalid AND pg_index.indisready AND pg_index.indpred IS NULL
+                         AND pg_attribute.attname OPERATOR(pg_catalog.=) 'user_id'
+                         AND pg_index.indcollation[0] OPERATOR(pg_catalog.=) pg_attribute.attcollation
+                         AND pg_am.amname OPERATOR(pg_catalog.=) 'btree' AND pg_opclass.opcdefault
+                  )
+             FROM pg_catalog.parse_ident('public.local_media_repository') AS name
+                  JOIN pg_catalog.pg_namespace
+                  ON pg_namespace.nspname OPERATOR(pg_catalog.=) name[1]
+                  JOIN pg_catalog.pg_class
+                  ON pg_class.relnamespace OPERATOR(pg_catalog.=) pg_namespace.oid
+                     AND pg_class.relname OPERATOR(pg_catalog.=) name[2]
+       ), false) AS one_pass;

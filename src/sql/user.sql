@@ -1,9 +1,10 @@
 -- What decides whether a user may ask, by name: for tokens that the homeserver knows and the replica
 -- does not. Columns as those of access_token.sql.
 --
--- $1 text: the user id.
+-- $1 user id
 --
 -- Walks users_name_key (unique).
+PREPARE user_by_name (text) AS
 SELECT name, locked, is_guest <> 0 AS is_guest, admin <> 0 AS admin
-  FROM users
- WHERE name = $1
+  FROM public.users
+ WHERE name = $1;

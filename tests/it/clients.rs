@@ -159,10 +159,10 @@ fn each_client_gets_what_it_needs() {
     // One that shows only the first page.
     let first = pages.get("limit=10&order_by=media_length&dir=b");
     assert_eq!((first.users.len(), first.next_token), (10, Some(10)));
-    // A quota bot that searches for a whole id finds nobody, as in Synapse: only localparts and
-    // displaynames are searched.
+    // A quota bot that searches for a whole id finds that user and nobody else.
     let found = pages.get("search_term=@user12:example.org&limit=10");
-    assert_eq!((found.users.len(), found.total, found.next_token), (0, 0, None));
+    assert_eq!((found.total, found.next_token), (1, None));
+    assert_eq!(found.users, ["@user12:example.org"]);
     assert_eq!(pages.get("search_term=user1203&limit=10").users, ["@user1203:example.org"]);
     // An old script, with a parameter that never was.
     let headers = [ADMIN, ("Content-Type", "Content-Type: application/json")];

@@ -3,12 +3,12 @@
 use serde_json::Value;
 use sqlx::{PgConnection, Row};
 use synapse_media_usage::{
-    query::{Args, MediaUsageQuery},
-    statement::{Shape, Statement},
+    query::{Args, Direction, MediaUsageQuery, OrderBy},
+    statement::Shape,
 };
 
 use crate::{
-    statements::bound,
+    statements::STATEMENTS,
     support::{block_on, database::Database, read},
 };
 
@@ -21,15 +21,45 @@ struct Scan {
     times: u64,
 }
 
-/// Executes the statement of a query as the function does, and returns its scans of tables.
+/// Executes the statement of a query as the function does, prepared, and returns its plan.
+async fn plan(session: &mut PgConnection, query: &MediaUsageQuery) -> Value {
+    let text = |value: Option<String>| value.unwrap_or_else(|| "NULL".to_owned());
+    let term = query.search_term.as_ref().map(|term| format!("'{}'", term.expose()));
+    let sql = format!(
+        "PREPARE page (bigint, bigint, bigint, bigint, text, text, boolean) AS {};
+         EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE page ({}, {}, {}, {}, {}, '{}', {});
+         DEALLOCATE page",
+        STATEMENTS.page(Shape::for_query(query, false)),
+        query.limit,
+        query.from,
+        text(query.window.after.map(|after| after.to_string())),
+        text(query.window.until.map(|until| until.to_string())),
+        text(term),
+        query.order_by.as_str(),
+        query.dir == Direction::Backwards,
+    );
+    let row = sqlx::raw_sql(&sql).fetch_one(session).await.unwrap();
+    row.get::<Value, _>(0)[0]["Plan"].take()
+}
+
+/// Its scans of tables.
 async fn scans(session: &mut PgConnection, query: &MediaUsageQuery) -> Vec<Scan> {
-    let statement = Statement::for_query(query, false).unwrap();
-    let explain = format!("EXPLAIN (ANALYZE, FORMAT JSON) {}", statement.sql);
-    let row = bound(&explain, query).fetch_one(session).await.unwrap();
-    let plan: Value = row.get(0);
     let mut scans = Vec::new();
-    collect(&plan[0]["Plan"], &mut scans);
+    collect(&plan(session, query).await, &mut scans);
     scans
+}
+
+/// The keys of the sort that cuts the page: the only one below a limit that sorts by bytes or by
+/// what the media sum up to.
+fn sort_keys(node: &Value) -> Option<Vec<String>> {
+    let children = || node["Plans"].as_array().into_iter().flatten();
+    if node["Node Type"] == "Limit" {
+        let sort = children().find(|child| child["Node Type"] == "Sort");
+        if let Some(keys) = sort.and_then(|sort| sort["Sort Key"].as_array()) {
+            return Some(keys.iter().map(|key| key.as_str().unwrap().to_owned()).collect());
+        }
+    }
+    children().find_map(sort_keys)
 }
 
 fn collect(node: &Value, scans: &mut Vec<Scan>) {
@@ -97,6 +127,12 @@ fn every_statement_keeps_the_promises_of_its_header() {
                 };
                 let (media, profiles) = (of("local_media_repository"), of("profiles"));
 
+                // Only an order by name or a search looks at more names than the page's.
+                if filters.contains("search_term") || query.order_by == OrderBy::Displayname {
+                    assert!(profiles.len() > 1, "{text}: {profiles:?}");
+                } else {
+                    assert_eq!(profiles.len(), 1, "{text}: {profiles:?}");
+                }
                 // Profiles are looked up for a page or a handful of matches, else read as a whole.
                 for scan in profiles {
                     let most = if scan.index.is_some() { 100 } else { 3 };
@@ -120,6 +156,39 @@ fn every_statement_keeps_the_promises_of_its_header() {
                 }
             }
         }
+    });
+}
+
+#[test]
+fn an_order_that_is_not_asked_for_is_not_in_the_plan() {
+    block_on(async {
+        let database = database().await;
+        let mut session = database.session().await;
+        for (order, keys) in
+            [("user_id", 1), ("displayname", 2), ("media_length", 2), ("media_count", 2)]
+        {
+            for dir in ["f", "b"] {
+                for filters in ["", "&from_ts=1748500000000", "&search_term=ab12", "&limit=1001"] {
+                    let text = format!("order_by={order}&dir={dir}{filters}");
+                    let query = MediaUsageQuery::parse(&Args::parse(&text)).unwrap();
+                    let found = sort_keys(&plan(&mut session, &query).await).unwrap();
+                    // Backwards, a user's id is both the key and what decides between equals.
+                    let expected = if (order, dir) == ("user_id", "b") { 2 } else { keys };
+                    assert!(found.len() <= expected, "{text}: {found:?}");
+                    assert!(!found.iter().any(|key| key.contains("CASE")), "{text}: {found:?}");
+                    let descends = found[0].contains("DESC");
+                    assert_eq!(descends, dir == "b", "{text}: {found:?}");
+                }
+            }
+        }
+        // That is the setting's merit.
+        sqlx::raw_sql("SET plan_cache_mode = force_generic_plan")
+            .execute(&mut session)
+            .await
+            .unwrap();
+        let query = MediaUsageQuery::parse(&Args::parse("order_by=media_length&dir=b")).unwrap();
+        let found = sort_keys(&plan(&mut session, &query).await).unwrap();
+        assert_eq!(found.len(), 8, "{found:?}");
     });
 }
 

@@ -33,7 +33,7 @@ pub fn start(url: &str) -> Function {
 pub const TRAP: &str = "
     CREATE TABLE written (n int);
     CREATE FUNCTION trap() RETURNS boolean LANGUAGE plpgsql VOLATILE SECURITY DEFINER AS
-      $$ BEGIN INSERT INTO written VALUES (1); RETURN true; END $$;
+      $$ BEGIN INSERT INTO public.written VALUES (1); RETURN true; END $$;
     ALTER TABLE local_media_repository RENAME TO media;
     CREATE VIEW local_media_repository AS SELECT * FROM media WHERE trap();
     GRANT SELECT ON local_media_repository TO media_usage;";
@@ -102,7 +102,7 @@ fn a_connection_knows_whether_there_are_only_few_media() {
                 .connect(NOW_MS, Connector::answers_by()),
         )
         .unwrap()
-        .small
+        .one_pass
     };
     let database = block_on(Database::of_conformance("synapse-94"));
     assert!(small(&database));
@@ -116,7 +116,7 @@ fn a_connection_knows_whether_there_are_only_few_media() {
                 .connect(NOW_MS, Connector::answers_by())
                 .await
                 .unwrap()
-                .small
+                .one_pass
         );
     });
     let database = block_on(database.enlarge());
@@ -324,7 +324,7 @@ fn a_missing_table_or_grant_is_500_and_the_log_names_it() {
     let missing =
         "permission denied for table profiles; the role lacks SELECT ON profiles (displayname)";
     assert!(log.contains(missing), "{log}");
-    assert!(log.contains(r#"relation \"users\" does not exist"#), "{log}");
+    assert!(log.contains(r#"relation \"public.users\" does not exist"#), "{log}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! The reference asks the database for nothing but plain groups; it searches, orders and cuts the
 //! page in Rust.
 
-use std::cmp::Ordering;
+use std::{cmp::Ordering, process::Command, sync::LazyLock};
 
 use proptest::{
     prelude::*,
@@ -14,14 +14,18 @@ use sqlx::{PgConnection, Row};
 use synapse_media_usage::{
     page::UserMedia,
     query::{Args, Direction, MediaUsageQuery, OrderBy, SearchTerm},
-    statement::{ACCESS_TOKEN, STATEMENTS, Statement},
+    statement::{Shape, Statements},
 };
 
 use crate::support::{
     block_on,
     cases::{Case, cases},
-    database::{Database, SCHEMAS},
+    database::{Database, SCHEMAS, cluster},
+    project, read,
 };
+
+/// The texts for the usual schema.
+pub static STATEMENTS: LazyLock<Statements> = LazyLock::new(|| Statements::in_schema("public"));
 
 /// What a page statement answers.
 #[derive(Debug, PartialEq)]
@@ -31,7 +35,7 @@ struct Answer {
 }
 
 /// A text with the parameters of a query, as the function binds them.
-pub fn bound<'q>(
+fn bound<'q>(
     sql: &'q str,
     query: &'q MediaUsageQuery,
 ) -> sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments> {
@@ -41,6 +45,8 @@ pub fn bound<'q>(
         .bind(query.window.after)
         .bind(query.window.until)
         .bind(query.search_term.as_ref().map(SearchTerm::expose))
+        .bind(query.order_by.as_str())
+        .bind(query.dir == Direction::Backwards)
 }
 
 /// Runs a text as the function does.
@@ -51,7 +57,7 @@ async fn run(
 ) -> Result<Answer, sqlx::Error> {
     let rows = bound(sql, query).fetch_all(connection).await?;
     Ok(Answer {
-        total: rows[0].try_get("total")?,
+        total: rows.first().ok_or(sqlx::Error::RowNotFound)?.try_get("total")?,
         users: rows
             .iter()
             .filter(|row| row.get::<Option<bool>, _>("on_page").is_some())
@@ -69,10 +75,10 @@ async fn run(
 
 async fn reference(connection: &mut PgConnection, query: &MediaUsageQuery) -> Answer {
     let rows = sqlx::query(
-        "SELECT user_id, (SELECT displayname FROM profiles WHERE full_user_id = user_id_of_group), \
+        "SELECT user_id, (SELECT min(displayname) FROM public.profiles WHERE full_user_id = user_id_of_group), \
          media_count, coalesce(media_length, 0) \
          FROM (SELECT user_id, user_id AS user_id_of_group, count(user_id) AS media_count, \
-         sum(media_length) AS media_length FROM local_media_repository \
+         sum(media_length) AS media_length FROM public.local_media_repository \
          WHERE coalesce(created_ts > $1, $1 IS NULL) AND coalesce(created_ts <= $2, $2 IS NULL) \
          GROUP BY user_id) AS groups",
     )
@@ -109,9 +115,12 @@ async fn reference(connection: &mut PgConnection, query: &MediaUsageQuery) -> An
     }
 }
 
-/// Departure D1, word for word.
+/// Departures D1 and D11, word for word.
 fn matches(user: &UserMedia, term: &str) -> bool {
     let Some(user_id) = &user.user_id else { return false };
+    if term.starts_with('@') && term.contains(':') && user_id == term {
+        return true;
+    }
     let localpart = user_id.strip_prefix('@').map(|rest| rest.split(':').next().unwrap());
     localpart.is_some_and(|localpart| localpart.contains(term))
         || user.displayname.as_ref().is_some_and(|displayname| displayname.contains(term))
@@ -134,6 +143,7 @@ const PIECES: &str = r#"[@:a-cA%_\\'"é美 ]"#;
 fn user_id() -> impl Strategy<Value = String> {
     prop_oneof![
         6 => "@[a-c]{1,2}:x",
+        1 => "[a-c]:x",
         1 => proptest::string::string_regex(&format!("{PIECES}{{0,6}}")).unwrap(),
         1 => proptest::string::string_regex(&format!("@{PIECES}{{0,3}}:{PIECES}{{0,3}}")).unwrap(),
     ]
@@ -144,7 +154,10 @@ fn timestamp() -> impl Strategy<Value = i64> {
 }
 
 fn rows() -> impl Strategy<Value = Rows> {
-    let displayname = proptest::string::string_regex(&format!("{PIECES}{{0,3}}")).unwrap();
+    let displayname = prop_oneof![
+        7 => proptest::string::string_regex(&format!("{PIECES}{{0,3}}")).unwrap(),
+        1 => user_id(),
+    ];
     let owner = prop_oneof![9 => user_id().prop_map(Some), 1 => Just(None)];
     let length = prop_oneof![6 => 0..4, 1 => Just(i32::MAX), 1 => Just(-1)];
     (
@@ -166,9 +179,13 @@ fn rows() -> impl Strategy<Value = Rows> {
 }
 
 fn query() -> impl Strategy<Value = MediaUsageQuery> {
-    // Half of the terms are found in some localparts, and half of the pages cut what was found.
-    let term =
-        prop_oneof!["[a-c]", proptest::string::string_regex(&format!("{PIECES}{{1,2}}")).unwrap()];
+    // Half of the terms are found in some localparts or are somebody's id, and half of the pages cut
+    // what was found.
+    let term = prop_oneof![
+        2 => "[a-c]",
+        2 => proptest::string::string_regex(&format!("{PIECES}{{1,2}}")).unwrap(),
+        1 => user_id().prop_filter("a term is not empty", |id| !id.is_empty()),
+    ];
     (
         (
             prop::sample::select(vec!["user_id", "displayname", "media_length", "media_count"]),
@@ -259,13 +276,14 @@ fn every_statement_answers_what_the_reference_answers() {
         for _ in 0..60 {
             let rows = sample(&rows, &mut runner);
             load(&mut superuser, &rows).await;
-            for statement in STATEMENTS {
+            for kind in kinds() {
+                let sql = STATEMENTS.page(kind.shape);
                 for _ in 0..4 {
-                    let query = asking_for(statement, &mut runner, &query);
+                    let query = kind.query(&mut runner, &query);
                     let expected = reference(&mut session, &query).await;
-                    for sql in [statement.sql, &sensitive(statement.sql)] {
+                    for sql in [sql, &sensitive(sql)] {
                         let answer = run(&mut session, sql, &query).await.unwrap();
-                        assert_eq!(answer, expected, "{query:?}\n{rows:?}\n{sql}");
+                        assert_eq!(answer, expected, "{kind:?} {query:?}\n{rows:?}\n{sql}");
                     }
                 }
             }
@@ -316,22 +334,16 @@ fn every_statement_answers_what_the_reference_answers_on_adversarial_data() {
                 "UPDATE local_media_repository SET created_ts = created_ts + 1",
             ] {
                 sqlx::raw_sql(upkeep).execute(&mut superuser).await.unwrap();
-                for statement in STATEMENTS {
-                    let sampled = asking_for(statement, &mut runner, &query);
+                for kind in kinds() {
+                    let sampled = kind.query(&mut runner, &query);
                     let large = MediaUsageQuery { limit: 5000, from: 3, ..sampled.clone() };
                     for query in [sampled, large] {
                         let expected = reference(&mut session, &query).await;
-                        let answer = run(&mut session, statement.sql, &query).await.unwrap();
-                        assert_eq!(
-                            answer.total, expected.total,
-                            "{name}, {upkeep}: {query:?}\n{}",
-                            statement.sql
-                        );
-                        assert!(
-                            answer == expected,
-                            "{name}, {upkeep}: {query:?}\n{}",
-                            statement.sql
-                        );
+                        let sql = STATEMENTS.page(kind.shape);
+                        let answer = run(&mut session, sql, &query).await.unwrap();
+                        let context = format!("{name}, {upkeep}: {kind:?} {query:?}");
+                        assert_eq!(answer.total, expected.total, "{context}");
+                        assert!(answer == expected, "{context}");
                     }
                 }
             }
@@ -346,17 +358,144 @@ fn every_statement_runs_on_every_schema() {
             let database = Database::of_conformance(schema).await;
             let mut session = database.session().await;
             let (mut runner, query) = (runner(), query());
-            sqlx::query(ACCESS_TOKEN).bind("").fetch_all(&mut session).await.unwrap();
-            for statement in STATEMENTS {
-                let query = asking_for(statement, &mut runner, &query);
+            sqlx::query(&STATEMENTS.access_token).bind("").fetch_all(&mut session).await.unwrap();
+            for kind in kinds() {
+                let query = kind.query(&mut runner, &query);
                 let expected = reference(&mut session, &query).await;
-                assert_eq!(
-                    run(&mut session, statement.sql, &query).await.unwrap(),
-                    expected,
-                    "{schema} {query:?}"
-                );
+                let answer = run(&mut session, STATEMENTS.page(kind.shape), &query).await.unwrap();
+                assert_eq!(answer, expected, "{schema} {query:?}");
             }
         }
+    });
+}
+
+#[test]
+fn the_tables_may_live_in_another_schema() {
+    const ELSEWHERE: &str = "Synapse_2";
+    block_on(async {
+        let database = Database::of_conformance("synapse-94").await;
+        let elsewhere = Statements::in_schema(ELSEWHERE);
+        let (mut superuser, mut session) = (database.superuser().await, database.session().await);
+        let (mut runner, query) = (runner(), query());
+        let token = |sql| sqlx::query_scalar::<_, String>(sql).bind("syt_admin_ok");
+        let mut answers = Vec::new();
+        for kind in kinds() {
+            let query = kind.query(&mut runner, &query);
+            let answer = run(&mut session, STATEMENTS.page(kind.shape), &query).await.unwrap();
+            answers.push((kind.shape, query, answer));
+        }
+        let missing = async |session: &mut PgConnection, statements: &'static Statements| {
+            sqlx::query_scalar::<_, String>(&statements.missing_grants)
+                .bind("access_tokens")
+                .fetch_all(session)
+                .await
+                .unwrap()
+        };
+        let elsewhere: &'static Statements = Box::leak(Box::new(elsewhere));
+        let hints = missing(&mut session, elsewhere).await;
+        assert_eq!(hints.len(), 4, "{hints:?}");
+        let hint = "there is no table users in schema Synapse_2; \
+                    schema public has one: set DATABASE_SCHEMA";
+        assert!(hints.iter().any(|it| it == hint), "{hints:?}");
+
+        let tables = "users access_tokens profiles local_media_repository devices account_validity";
+        let moved =
+            tables.split(' ').fold(format!("CREATE SCHEMA \"{ELSEWHERE}\""), |moved, table| {
+                format!("{moved}; ALTER TABLE public.{table} SET SCHEMA \"{ELSEWHERE}\"")
+            });
+        sqlx::raw_sql(&moved).execute(&mut superuser).await.unwrap();
+        let hints = missing(&mut session, elsewhere).await;
+        assert_eq!(hints, ["the role lacks USAGE ON SCHEMA Synapse_2"]);
+        let hints = missing(&mut session, &STATEMENTS).await;
+        let hint = "there is no table users in schema public; \
+                    schema Synapse_2 has one: set DATABASE_SCHEMA";
+        assert!(hints.iter().any(|it| it == hint), "{hints:?}");
+
+        // Not even without that right is the first question refused.
+        let is_small = async |session: &mut PgConnection| {
+            let row = sqlx::raw_sql(&elsewhere.session).fetch_one(session).await.unwrap();
+            row.get::<bool, _>("one_pass")
+        };
+        assert!(is_small(&mut session).await);
+        let usage = format!("GRANT USAGE ON SCHEMA \"{ELSEWHERE}\" TO media_usage");
+        sqlx::raw_sql(&usage).execute(&mut superuser).await.unwrap();
+        assert!(is_small(&mut session).await);
+        assert!(missing(&mut session, elsewhere).await.is_empty());
+        let name = token(&elsewhere.access_token).fetch_one(&mut session).await.unwrap();
+        assert_eq!(name, "@admin:example.com");
+        assert!(token(&STATEMENTS.access_token).fetch_one(&mut session).await.is_err());
+        for (shape, query, expected) in answers {
+            let answer = run(&mut session, elsewhere.page(shape), &query).await.unwrap();
+            assert_eq!(answer, expected, "{shape:?} {query:?}");
+        }
+    });
+}
+
+#[test]
+fn pages_are_ordered_by_bytes_whatever_the_collation() {
+    block_on(async {
+        let (_database, mut superuser, mut session) = database().await;
+        let icu = "SELECT count(*) FROM pg_collation WHERE collname = 'en-x-icu'";
+        let icu: i64 = sqlx::query_scalar(icu).fetch_one(&mut superuser).await.unwrap();
+        if icu == 0 {
+            println!("this PostgreSQL was built without ICU, and has no other collation");
+            return;
+        }
+        let collation = "ALTER TABLE profiles ALTER full_user_id TYPE text COLLATE \"en-x-icu\",
+                                              ALTER displayname TYPE text COLLATE \"en-x-icu\";
+                         ALTER TABLE local_media_repository ALTER user_id TYPE text COLLATE \"en-x-icu\"";
+        sqlx::raw_sql(collation).execute(&mut superuser).await.unwrap();
+        // ICU puts a before B, bytes do not. All have as much, so that the id decides.
+        let users = [("@a:x", "n b"), ("@B:x", "n A"), ("@A:x", "n B"), ("@b:x", "n a")];
+        let rows = Rows {
+            profiles: users.map(|(id, name)| (id.to_owned(), Some(name.to_owned()))).into(),
+            media: users.map(|(id, _)| (Some(id.to_owned()), Some(1), Some(1))).into(),
+        };
+        load(&mut superuser, &rows).await;
+        let mut unnoticed = mutants(" COLLATE \"C\"", "");
+        for kind in kinds() {
+            let term = if kind.searches { "&search_term=n" } else { "" };
+            let query = MediaUsageQuery::parse(&Args::parse(term)).unwrap();
+            let query = MediaUsageQuery { order_by: kind.order_by, dir: kind.dir, ..query };
+            let expected = reference(&mut session, &query).await;
+            let answer = run(&mut session, STATEMENTS.page(kind.shape), &query).await.unwrap();
+            assert_eq!(answer, expected, "{kind:?}");
+            notice(&mut unnoticed, kind, &query, &expected, &mut session).await;
+        }
+        assert!(unnoticed.is_empty(), "nobody notices{}", list(&unnoticed));
+    });
+}
+
+#[test]
+fn each_user_is_there_once_whatever_profiles_has() {
+    // As long as Synapse's background updates have not made the unique index.
+    block_on(async {
+        let (_database, mut superuser, mut session) = database().await;
+        let (mut runner, rows, query) = (runner(), rows(), query());
+        let mut unnoticed = mutants("DISTINCT ON (page.row_number)", "");
+        let order = "ORDER BY page.row_number, profiles.displayname";
+        unnoticed.extend(mutants(order, "ORDER BY page.row_number"));
+        for _ in 0..20 {
+            load(&mut superuser, &sample(&rows, &mut runner)).await;
+            let twice = "DROP INDEX IF EXISTS profiles_full_user_id_key;
+                INSERT INTO profiles (user_id, full_user_id, displayname)
+                SELECT full_user_id || ' again', full_user_id, reverse(displayname) FROM profiles";
+            sqlx::raw_sql(twice).execute(&mut superuser).await.unwrap();
+            for kind in kinds() {
+                let query = kind.query(&mut runner, &query);
+                // Where a name orders or finds users, each of his names counts.
+                if query.order_by != OrderBy::Displayname && query.search_term.is_none() {
+                    let expected = reference(&mut session, &query).await;
+                    let sql = STATEMENTS.page(kind.shape);
+                    let answer = run(&mut session, sql, &query).await.unwrap();
+                    assert_eq!(answer, expected, "{kind:?} {query:?}");
+                    notice(&mut unnoticed, kind, &query, &expected, &mut session).await;
+                }
+            }
+        }
+        // It is only ever asked for a search.
+        unnoticed.retain(|mutant| mutant.shape != Shape::Search);
+        assert!(unnoticed.is_empty(), "nobody notices{}", list(&unnoticed));
     });
 }
 
@@ -365,112 +504,360 @@ fn no_plan_becomes_generic() {
     block_on(async {
         let (_database, _superuser, mut session) = database().await;
         let (mut runner, query) = (runner(), query());
-        for statement in STATEMENTS {
+        for kind in kinds() {
             for _ in 0..8 {
-                let query = asking_for(statement, &mut runner, &query);
-                run(&mut session, statement.sql, &query).await.unwrap();
+                let query = kind.query(&mut runner, &query);
+                run(&mut session, STATEMENTS.page(kind.shape), &query).await.unwrap();
             }
         }
         let generic = "SELECT sum(generic_plans)::bigint, sum(custom_plans)::bigint FROM pg_prepared_statements \
                        WHERE cardinality(parameter_types) > 0";
         let plans: (i64, i64) = sqlx::query_as(generic).fetch_one(&mut session).await.unwrap();
         assert_eq!(plans.0, 0);
-        assert!(plans.1 >= 8 * i64::try_from(STATEMENTS.len()).unwrap());
+        assert!(plans.1 >= 8 * i64::try_from(kinds().len()).unwrap());
     });
 }
 
-/// A random query that the rule gives to this statement.
-fn asking_for(
-    statement: &Statement,
-    runner: &mut TestRunner,
-    queries: &impl Strategy<Value = MediaUsageQuery>,
-) -> MediaUsageQuery {
-    loop {
-        let query = MediaUsageQuery {
-            order_by: statement.order_by,
-            dir: statement.dir,
-            ..sample(queries, runner)
+#[test]
+fn psql_runs_a_page_statement_as_it_stands() {
+    block_on(async {
+        let database = Database::of_conformance("synapse-94").await;
+        let mut session = database.session().await;
+        let psql = |script: &str| {
+            let output = Command::new(format!("{}/psql", cluster().bin))
+                .current_dir(project())
+                .args(["-XqAt", "-v", "ON_ERROR_STOP=1", "-c", "SELECT 1", &database.url()])
+                .args(script.lines().flat_map(|line| ["-c", line]))
+                .output()
+                .unwrap();
+            let error = String::from_utf8(output.stderr).unwrap();
+            assert!(output.status.success(), "{error}");
+            String::from_utf8(output.stdout).unwrap().replacen("1\n", "", 1)
         };
-        if Statement::for_query(&query, false) == Some(statement) {
-            return query;
+        let overview = read("src/sql/README.md");
+        let block = overview.split("```sql\n").nth(1).unwrap().split("```").next().unwrap();
+        assert!(psql(block).contains("Execution Time"));
+
+        // The settings are the function's.
+        let (settings, _) = block.split_once("\n\n").unwrap();
+        for setting in settings.lines() {
+            let name = setting.strip_prefix("SET ").unwrap().split(' ').next().unwrap();
+            let show = format!("SHOW {name}");
+            let shown: String = sqlx::query_scalar(&show).fetch_one(&mut session).await.unwrap();
+            let by_hand = psql(&format!("{setting}\n{show}"));
+            assert_eq!(by_hand.trim().replace(' ', ""), shown.replace(' ', ""), "{name}");
+        }
+
+        let text = "limit=3&from=1&search_term=a&order_by=displayname&dir=b";
+        let query = MediaUsageQuery::parse(&Args::parse(text)).unwrap();
+        for (file, shape) in [
+            ("one_pass", Shape::OnePass),
+            ("counts", Shape::Counts),
+            ("walk", Shape::Walk),
+            ("search", Shape::Search),
+        ] {
+            let answer = run(&mut session, STATEMENTS.page(shape), &query).await.unwrap();
+            let rows = answer.users.iter().map(|user| {
+                let (id, name) = (user.user_id.as_ref().unwrap(), user.displayname.as_ref());
+                let name = name.map_or("", String::as_str);
+                let (total, count, length) = (answer.total, user.media_count, user.media_length);
+                format!("{total}|t|{id}|{name}|{count}|{length}\n")
+            });
+            let script = format!(
+                "{settings}\n\\i src/sql/{file}.sql\n\
+                 EXECUTE page (3, 1, NULL, NULL, 'a', 'displayname', true)"
+            );
+            assert_eq!(psql(&script), rows.collect::<String>(), "{file}");
+        }
+    });
+}
+
+#[test]
+fn one_pass_answers_where_media_are_few_or_no_index_can_be_walked() {
+    block_on(async {
+        let database = Database::of_conformance("synapse-94").await;
+        let mut session = database.session().await;
+        let mut superuser = database.superuser().await;
+        let mut one_pass = async |change: &str| {
+            sqlx::raw_sql(change).execute(&mut superuser).await.unwrap();
+            let row = sqlx::raw_sql(&STATEMENTS.session).fetch_one(&mut session).await.unwrap();
+            assert_eq!(row.get::<Option<String>, _>("marker"), None);
+            row.get::<bool, _>("one_pass")
+        };
+        assert!(one_pass("").await);
+        let enlarge = "INSERT INTO local_media_repository (user_id, upload_name)
+                       SELECT '@gone:x', 'filler' FROM generate_series(1, 30000);
+                       ANALYZE local_media_repository";
+        assert!(!one_pass(enlarge).await);
+        assert!(one_pass("DROP INDEX users_have_local_media").await);
+        let create =
+            |index: &str| format!("CREATE INDEX walkable ON local_media_repository {index}");
+        for (index, can_be_walked) in [
+            ("(created_ts, user_id)", false),
+            ("USING hash (user_id)", false),
+            ("(user_id text_pattern_ops)", false),
+            ("(user_id) WHERE url_cache IS NOT NULL", false),
+            ("(user_id COLLATE \"POSIX\")", false),
+            ("(lower(user_id))", false),
+            ("(user_id)", true),
+            ("(user_id DESC)", true),
+            ("(user_id, created_ts)", true),
+        ] {
+            assert_eq!(!one_pass(&create(index)).await, can_be_walked, "{index}");
+            assert!(one_pass("DROP INDEX walkable").await);
+        }
+        // One of them is enough.
+        let partial =
+            "CREATE INDEX partial ON local_media_repository (user_id) WHERE user_id <> ''";
+        assert!(one_pass(partial).await);
+        assert!(!one_pass(&create("(user_id)")).await);
+        // As REINDEX CONCURRENTLY leaves it behind when it fails.
+        for state in ["indisvalid", "indisready"] {
+            let set = |value| {
+                format!(
+                    "UPDATE pg_index SET {state} = {value} WHERE indexrelid = 'walkable'::regclass"
+                )
+            };
+            assert!(one_pass(&set(false)).await, "{state}");
+            assert!(!one_pass(&set(true)).await, "{state}");
+        }
+        let view = "ALTER TABLE local_media_repository RENAME TO media;
+                    CREATE VIEW local_media_repository AS SELECT * FROM media";
+        assert!(one_pass(view).await);
+        // Nobody has counted yet.
+        let uncounted = "DROP VIEW local_media_repository;
+                         CREATE TABLE local_media_repository (user_id text);
+                         CREATE INDEX ON local_media_repository (user_id)";
+        assert!(!one_pass(uncounted).await);
+        assert!(!one_pass("DROP TABLE local_media_repository").await);
+    });
+}
+
+/// What a shape is asked for.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Kind {
+    shape: Shape,
+    order_by: OrderBy,
+    dir: Direction,
+    searches: bool,
+}
+
+impl Kind {
+    /// Whether the header of the shape's file says that it answers a query.
+    fn is_answered(self, query: &MediaUsageQuery) -> bool {
+        let by_media = matches!(query.order_by, OrderBy::MediaCount | OrderBy::MediaLength);
+        match self.shape {
+            Shape::OnePass => true,
+            Shape::Counts => query.order_by != OrderBy::MediaLength,
+            Shape::Walk => !by_media && !query.window.is_bounded(),
+            Shape::Search => query.search_term.is_some() && !query.window.is_bounded(),
+        }
+    }
+
+    /// A random query of this kind.
+    fn query(
+        self,
+        runner: &mut TestRunner,
+        queries: &impl Strategy<Value = MediaUsageQuery>,
+    ) -> MediaUsageQuery {
+        loop {
+            let Self { order_by, dir, .. } = self;
+            let query = MediaUsageQuery { order_by, dir, ..sample(queries, runner) };
+            if query.search_term.is_some() == self.searches && self.is_answered(&query) {
+                return query;
+            }
         }
     }
 }
 
-/// How many of the last [`MISTAKES`] no recorded answer can notice, because no case asks for it.
-const NOT_RECORDED: usize = 4;
+/// All that the page statements can be asked for, whether the rule does or not.
+fn kinds() -> Vec<Kind> {
+    let mut kinds = Vec::new();
+    for shape in [Shape::OnePass, Shape::Counts, Shape::Walk, Shape::Search] {
+        for order_by in ["user_id", "displayname", "media_length", "media_count"] {
+            for dir in ["f", "b"] {
+                for search in ["", "&search_term=a"] {
+                    let text = format!("order_by={order_by}&dir={dir}{search}");
+                    let query = MediaUsageQuery::parse(&Args::parse(&text)).unwrap();
+                    let MediaUsageQuery { order_by, dir, .. } = query;
+                    let kind = Kind { shape, order_by, dir, searches: !search.is_empty() };
+                    kinds.extend(kind.is_answered(&query).then_some(kind));
+                }
+            }
+        }
+    }
+    assert_eq!(kinds.len(), 44);
+    kinds
+}
 
-/// Ways to be wrong that a reader could overlook: what stands in the texts, and what instead.
-const MISTAKES: [(&str, &str); 24] = [
-    ("CASE WHEN users.user_id IS NULL THEN 0 ELSE users.files END", "users.files"),
-    ("SELECT NULL, NULL, 0, (", "SELECT NULL, NULL, 1, ("),
-    ("coalesce(sum(media_length), 0)::bigint", "sum(media_length)::bigint"),
-    ("created_ts <= $4", "created_ts < $4"),
-    ("created_ts > $3", "created_ts >= $3"),
-    ("WHERE strpos(displayname, $5) > 0", "WHERE displayname LIKE '%' || $5 || '%'"),
-    ("displayname, $5)", "displayname || lower(displayname) || upper(displayname), $5)"),
-    ("THEN NULL ELSE users.user_id END", "THEN users.user_id END"),
-    ("(SELECT count(*) FROM nobody)", "0"),
-    ("strpos(user_id || ':', ':')", "length(user_id || ':')"),
-    ("CASE WHEN left($5, 1) = '@'", "CASE WHEN false"),
-    ("WHERE EXISTS (SELECT FROM local_media_repository WHERE user_id IS NULL)", "WHERE false"),
-    ("LEFT JOIN profiles ON", "JOIN profiles ON"),
-    ("LEFT JOIN (SELECT full_user_id", "JOIN (SELECT full_user_id"),
-    ("SELECT count(*) AS total FROM found", "SELECT count(user_id) AS total FROM found"),
-    (", user_id COLLATE \"C\" ASC NULLS LAST", ", user_id COLLATE \"C\" DESC NULLS LAST"),
-    ("LIMIT $1 OFFSET $2", "LIMIT $1 OFFSET $2 + 1"),
-    ("walk.user_ids[cardinality(walk.user_ids)]", "walk.user_ids[1] || '!'"),
-    ("SELECT DISTINCT ahead.user_id", "SELECT ahead.user_id"),
-    ("NULLS", "NULLS"),
-    ("split_part(substr(users.user_id, 2), ':', 1)", "users.user_id"),
-    ("AND left(users.user_id, 1) = '@'", ""),
-    ("strpos(profile.displayname, $5) > 0", "profile.displayname ILIKE '%' || $5 || '%'"),
-    (" OR strpos(full_user_id, $5) > 0 OFFSET 0", " OFFSET 0"),
+#[test]
+fn the_rule_asks_no_statement_for_what_it_does_not_answer() {
+    let (mut runner, queries) = (runner(), query());
+    let mut asked = [false; 4];
+    for _ in 0..1000 {
+        let query = sample(&queries, &mut runner);
+        let shape = Shape::for_query(&query, false);
+        let (order_by, dir) = (query.order_by, query.dir);
+        let kind = Kind { shape, order_by, dir, searches: query.search_term.is_some() };
+        assert!(kind.is_answered(&query), "{shape:?} {query:?}");
+        asked[shape as usize] = true;
+        assert_eq!(Shape::for_query(&query, true), Shape::OnePass);
+    }
+    assert_eq!(asked, [true; 4]);
+}
+
+/// Ways to be wrong that a reader could overlook: what stands in the texts, and what instead; and
+/// whether a recorded answer notices.
+const MISTAKES: [(&str, &str, bool); 41] = [
+    ("CASE WHEN users.user_id IS NULL THEN 0 ELSE users.files END", "users.files", true),
+    ("SELECT cut.row_number, NULL, 0, (", "SELECT cut.row_number, NULL, 1, (", true),
+    ("coalesce(sum(media_length), 0)::bigint", "sum(media_length)::bigint", true),
+    ("created_ts <= $4", "created_ts < $4", true),
+    ("created_ts > $3", "created_ts >= $3", true),
+    ("$4 IS NULL OR created_ts <= $4", "true", true),
+    ("$3 IS NULL OR created_ts > $3", "true", true),
+    // D1
+    ("strpos(names.displayname, $5) > 0", "names.displayname LIKE '%' || $5 || '%'", true),
+    ("strpos(names.displayname, $5) > 0", "names.displayname ILIKE '%' || $5 || '%'", true),
+    (" OR strpos(names.displayname, $5) > 0", "", true),
+    ("split_part(user_id, ':', 1)", "user_id", true),
+    ("right(split_part(user_id, ':', 1), -1)", "split_part(user_id, ':', 1)", true),
+    ("starts_with(user_id, '@')", "true", false),
+    // D11
+    ("starts_with($5, '@') AND user_id = $5", "false", true),
+    ("starts_with($5, '@') AND user_id = $5", "user_id = $5", false),
+    ("SELECT $5 WHERE starts_with($5, '@')", "SELECT $5", false),
+    ("SELECT $5 WHERE starts_with($5, '@')", "SELECT NULL::text", true),
+    ("SELECT FROM public.local_media_repository WHERE user_id = wanted.user_id", "SELECT", true),
+    (
+        "SELECT full_user_id AS user_id FROM public.profiles WHERE strpos(displayname, $5) > 0",
+        "SELECT NULL",
+        false,
+    ),
+    ("WHERE $5 IS NULL OR strpos($5, ':') = 0", "WHERE true", false),
+    // Joins
+    ("THEN NULL ELSE users.user_id END", "THEN users.user_id END", true),
+    ("THEN NULL ELSE candidates.user_id END", "THEN candidates.user_id END", true),
+    (" OR $6 = 'displayname' AND strpos(full_user_id, $5) > 0", "", false),
+    ("LEFT JOIN public.profiles ON", "JOIN public.profiles ON", true),
+    ("LEFT JOIN names", "JOIN names", true),
+    ("LEFT JOIN page", "JOIN page", true),
+    // Totals
+    ("SELECT count(*) AS total FROM found", "SELECT count(user_id) AS total FROM found", true),
+    (
+        "THEN (SELECT sum(cardinality(user_ids)) FROM walk)",
+        "THEN (SELECT count(*) FROM walk)",
+        true,
+    ),
+    ("ELSE (SELECT count(*) FROM found)", "ELSE (SELECT count(*) FROM page)", true),
+    // Orders
+    ("NULLS FIRST", "NULLS LAST", true),
+    ("NULLS LAST", "NULLS FIRST", true),
+    ("ASC", "DESC", true),
+    ("DESC", "ASC", true),
+    ("AND NOT $7", "AND $7", true),
+    (" user_id COLLATE \"C\" ASC NULLS LAST", " NULL::text", true),
+    ("LIMIT $1 OFFSET $2", "LIMIT $1 OFFSET $2 + 1", true),
+    ("LIMIT $1 OFFSET $2", "LIMIT $1 + 1 OFFSET $2", true),
+    // The walk
+    ("WHERE user_id IS NULL LIMIT 1", "WHERE false LIMIT 1", true),
+    ("walk.user_ids[cardinality(walk.user_ids)]", "walk.user_ids[1] || '!'", true),
+    ("SELECT DISTINCT ahead.user_id", "SELECT ahead.user_id", true),
+    ("WHERE user_id > walk", "WHERE user_id >= walk", true),
 ];
 
-/// The texts that a mistake makes of the statements.
-fn mistaken(needle: &str, replacement: &str) -> Vec<(&'static Statement, String)> {
-    let swapped = |sql: &str| {
-        sql.replace("NULLS FIRST", "NULLS ?")
-            .replace("NULLS LAST", "NULLS FIRST")
-            .replace("NULLS ?", "NULLS LAST")
-    };
-    STATEMENTS
-        .iter()
-        .filter(|statement| statement.sql.contains(needle))
-        .map(|statement| {
-            let sql = if needle == "NULLS" {
-                swapped(statement.sql)
-            } else {
-                statement.sql.replace(needle, replacement)
-            };
-            (statement, sql)
+/// Where these make no difference: a search never finds the null user.
+const NO_MISTAKES: [(Shape, &str, &str); 3] = [
+    (Shape::Search, "SELECT count(*) AS total FROM found", "FROM found"),
+    (Shape::Search, "NULLS FIRST", "'user_id' AND $7"),
+    (Shape::Search, "NULLS LAST", "         user_id COLLATE"),
+];
+
+/// A text that is wrong in one place.
+#[derive(Debug)]
+struct Mutant {
+    shape: Shape,
+    needle: &'static str,
+    replacement: &'static str,
+    /// The line in which the needle stood.
+    line: String,
+    sql: String,
+}
+
+/// The page statements with a needle replaced, in one place each.
+fn mutants(needle: &'static str, replacement: &'static str) -> Vec<Mutant> {
+    let mut mutants = Vec::new();
+    for shape in [Shape::OnePass, Shape::Counts, Shape::Walk, Shape::Search] {
+        let sql = STATEMENTS.page(shape);
+        for (start, _) in sql.match_indices(needle) {
+            let (before, after) = (&sql[..start], &sql[start + needle.len()..]);
+            let line = sql[..start + needle.len()].lines().last().unwrap().to_owned();
+            let sql = format!("{before}{replacement}{after}");
+            mutants.push(Mutant { shape, needle, replacement, line, sql });
+        }
+    }
+    mutants.retain(|mutant| {
+        !NO_MISTAKES.iter().any(|(shape, needle, line)| {
+            mutant.shape == *shape && mutant.needle == *needle && mutant.line.contains(line)
         })
-        .collect()
+    });
+    assert!(!mutants.is_empty(), "no statement contains {needle:?}");
+    mutants
+}
+
+/// What nobody has noticed, for a person to read.
+fn list(mutants: &[Mutant]) -> String {
+    let lines = mutants.iter().map(|Mutant { shape, needle, replacement, line, .. }| {
+        format!("\n{shape:?}: {replacement:?} for {needle:?} in {line}")
+    });
+    lines.collect()
+}
+
+/// Leaves those that answer as expected, whichever way their choices go.
+async fn notice(
+    mutants: &mut Vec<Mutant>,
+    kind: Kind,
+    query: &MediaUsageQuery,
+    expected: &Answer,
+    session: &mut PgConnection,
+) {
+    let mut unnoticed = Vec::new();
+    for mutant in mutants.drain(..) {
+        let mut noticed = false;
+        if mutant.shape == kind.shape {
+            for sql in [&mutant.sql, &sensitive(&mutant.sql)] {
+                noticed |= run(session, sql, query).await.ok().as_ref() != Some(expected);
+            }
+        }
+        if !noticed {
+            unnoticed.push(mutant);
+        }
+    }
+    *mutants = unnoticed;
 }
 
 #[test]
 fn the_reference_disagrees_with_a_wrong_statement() {
     block_on(async {
         let (_database, mut superuser, mut session) = database().await;
-        for (needle, replacement) in MISTAKES {
-            let texts = mistaken(needle, replacement);
-            assert!(!texts.is_empty(), "no statement contains {needle:?}");
-            let (mut runner, rows, query) = (runner(), rows(), query());
-            let mut noticed = false;
-            for _ in 0..100 {
-                load(&mut superuser, &sample(&rows, &mut runner)).await;
-                for (statement, sql) in &texts {
-                    let query = asking_for(statement, &mut runner, &query);
-                    let expected = reference(&mut session, &query).await;
-                    noticed |= run(&mut session, sql, &query).await.ok() != Some(expected);
-                }
-                if noticed {
-                    break;
+        let mistakes = MISTAKES.into_iter();
+        let mut unnoticed: Vec<_> =
+            mistakes.flat_map(|(needle, replacement, _)| mutants(needle, replacement)).collect();
+        println!("{} mutants", unnoticed.len());
+        let (mut runner, rows, query) = (runner(), rows(), query());
+        for _ in 0..100 {
+            load(&mut superuser, &sample(&rows, &mut runner)).await;
+            for kind in kinds() {
+                for _ in 0..4 {
+                    if unnoticed.iter().any(|mutant| mutant.shape == kind.shape) {
+                        let query = kind.query(&mut runner, &query);
+                        let expected = reference(&mut session, &query).await;
+                        notice(&mut unnoticed, kind, &query, &expected, &mut session).await;
+                    }
                 }
             }
-            assert!(noticed, "nobody notices {replacement:?} for {needle:?}");
         }
+        assert!(unnoticed.is_empty(), "nobody notices{}", list(&unnoticed));
     });
 }
 
@@ -495,23 +882,25 @@ fn the_recorded_answers_disagree_with_a_wrong_statement() {
     block_on(async {
         let database = Database::of_conformance("synapse-94").await;
         let mut session = database.session().await;
-        for (needle, replacement) in &MISTAKES[..MISTAKES.len() - NOT_RECORDED] {
-            let texts = mistaken(needle, replacement);
+        for (needle, replacement, _) in MISTAKES.iter().filter(|mistake| mistake.2) {
             let mut noticed = false;
-            for (case, query, small) in
+            for (case, query, one_pass) in
                 pages.iter().flat_map(|(case, query)| [(case, query, true), (case, query, false)])
             {
-                let wanted = Statement::for_query(query, small).unwrap();
-                let Some((_, sql)) = texts.iter().find(|(statement, _)| *statement == wanted)
-                else {
+                let sql = STATEMENTS.page(Shape::for_query(query, one_pass));
+                if !sql.contains(needle) {
                     continue;
-                };
+                }
+                let sql = sql.replace(needle, replacement);
                 let body = &case.expect.as_ref().unwrap().body;
-                let answer = run(&mut session, sql, query).await.ok();
+                let answer = run(&mut session, &sql, query).await.ok();
                 noticed |= answer.is_none_or(|answer| {
                     serde_json::to_value(&answer.users).unwrap() != body["users"]
                         || answer.total != body["total"]
                 });
+                if noticed {
+                    break;
+                }
             }
             assert!(noticed, "no recorded answer notices {replacement:?} for {needle:?}");
         }

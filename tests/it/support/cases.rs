@@ -48,7 +48,7 @@ pub fn cases() -> Vec<Case> {
         .map(|line| serde_json::from_str(line).unwrap())
         .filter(|case: &Case| case.expect.is_some())
         .collect();
-    assert_eq!(cases.len(), 427);
+    assert_eq!(cases.len(), 431);
     cases
 }
 
