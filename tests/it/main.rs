@@ -28,4 +28,5 @@ mod statements;
 #[expect(dead_code, reason = "the bench uses the rest")]
 mod support;
 mod tls;
+mod traps;
 mod whoami;
