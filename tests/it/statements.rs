@@ -3,7 +3,7 @@
 //! The reference asks the database for nothing but plain groups; it searches, orders and cuts the
 //! page in Rust.
 
-use std::{cmp::Ordering, sync::LazyLock};
+use std::{cmp::Ordering, process::Command, sync::LazyLock};
 
 use proptest::{
     prelude::*,
@@ -20,7 +20,8 @@ use synapse_media_usage::{
 use crate::support::{
     block_on,
     cases::{Case, cases},
-    database::{Database, SCHEMAS},
+    database::{Database, SCHEMAS, cluster},
+    project, read,
 };
 
 /// The texts for the usual schema.
@@ -514,6 +515,60 @@ fn no_plan_becomes_generic() {
         let plans: (i64, i64) = sqlx::query_as(generic).fetch_one(&mut session).await.unwrap();
         assert_eq!(plans.0, 0);
         assert!(plans.1 >= 8 * i64::try_from(kinds().len()).unwrap());
+    });
+}
+
+#[test]
+fn psql_runs_a_page_statement_as_it_stands() {
+    block_on(async {
+        let database = Database::of_conformance("synapse-94").await;
+        let mut session = database.session().await;
+        let psql = |script: &str| {
+            let output = Command::new(format!("{}/psql", cluster().bin))
+                .current_dir(project())
+                .args(["-XqAt", "-v", "ON_ERROR_STOP=1", "-c", "SELECT 1", &database.url()])
+                .args(script.lines().flat_map(|line| ["-c", line]))
+                .output()
+                .unwrap();
+            let error = String::from_utf8(output.stderr).unwrap();
+            assert!(output.status.success(), "{error}");
+            String::from_utf8(output.stdout).unwrap().replacen("1\n", "", 1)
+        };
+        let overview = read("src/sql/README.md");
+        let block = overview.split("```sql\n").nth(1).unwrap().split("```").next().unwrap();
+        assert!(psql(block).contains("Execution Time"));
+
+        // The settings are the function's.
+        let (settings, _) = block.split_once("\n\n").unwrap();
+        for setting in settings.lines() {
+            let name = setting.strip_prefix("SET ").unwrap().split(' ').next().unwrap();
+            let show = format!("SHOW {name}");
+            let shown: String = sqlx::query_scalar(&show).fetch_one(&mut session).await.unwrap();
+            let by_hand = psql(&format!("{setting}\n{show}"));
+            assert_eq!(by_hand.trim().replace(' ', ""), shown.replace(' ', ""), "{name}");
+        }
+
+        let text = "limit=3&from=1&search_term=a&order_by=displayname&dir=b";
+        let query = MediaUsageQuery::parse(&Args::parse(text)).unwrap();
+        for (file, shape) in [
+            ("one_pass", Shape::OnePass),
+            ("counts", Shape::Counts),
+            ("walk", Shape::Walk),
+            ("search", Shape::Search),
+        ] {
+            let answer = run(&mut session, STATEMENTS.page(shape), &query).await.unwrap();
+            let rows = answer.users.iter().map(|user| {
+                let (id, name) = (user.user_id.as_ref().unwrap(), user.displayname.as_ref());
+                let name = name.map_or("", String::as_str);
+                let (total, count, length) = (answer.total, user.media_count, user.media_length);
+                format!("{total}|t|{id}|{name}|{count}|{length}\n")
+            });
+            let script = format!(
+                "{settings}\n\\i src/sql/{file}.sql\n\
+                 EXECUTE page (3, 1, NULL, NULL, 'a', 'displayname', true)"
+            );
+            assert_eq!(psql(&script), rows.collect::<String>(), "{file}");
+        }
     });
 }
 
