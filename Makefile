@@ -110,10 +110,10 @@ lint: style            ## Run the checks that read but do not run the code
 
 .PHONY: contract versions
 
-# What depends on the server's version: the recorded cases, the statements and the plans, on each of these PostgreSQLs.
+# What depends on the server's version, on each of these PostgreSQLs.
 on_versions = for version in $(1); do \
-	    echo "== the recorded cases, the statements and the plans on PostgreSQL $$version"; \
-	    PG_BIN= PG_VERSION=$$version cargo test --locked --test it -- conformance:: statements:: plans:: versions::; \
+	    echo "== the recorded cases, the statements, the plans and odd copies on PostgreSQL $$version"; \
+	    PG_BIN= PG_VERSION=$$version cargo test --locked --test it -- conformance:: statements:: plans:: copies:: versions::; \
 	done
 
 ifeq ($(shell uname -s),Linux)
