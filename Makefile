@@ -108,8 +108,6 @@ lint: style            ## Run the checks that read but do not run the code
 	cfn-lint template.yaml; sam validate --lint; python tests/release/check; python tests/contract/check; \
 	wait $$check
 
-.PHONY: contract versions
-
 # What depends on the server's version, on each of these PostgreSQLs.
 on_versions = for version in $(1); do \
 	    echo "== the recorded cases, the statements, the plans and odd copies on PostgreSQL $$version"; \
