@@ -106,12 +106,10 @@ lint: style            ## Run the checks that read but do not run the code
 	export PATH AWS_DEFAULT_REGION=eu-central-1 SAM_CLI_TELEMETRY=0; $(call with,lint); \
 	python tests/template/check; cfn-lint template.yaml; sam validate --lint; python tests/release/check; python tests/contract/check
 
-.PHONY: contract versions
-
-# What depends on the server's version: the recorded cases, the statements and the plans, on each of these PostgreSQLs.
+# What depends on the server's version, on each of these PostgreSQLs.
 on_versions = for version in $(1); do \
-	    echo "== the recorded cases, the statements and the plans on PostgreSQL $$version"; \
-	    PG_BIN= PG_VERSION=$$version cargo test --locked --test it -- conformance:: statements:: plans:: versions::; \
+	    echo "== the recorded cases, the statements, the plans and odd copies on PostgreSQL $$version"; \
+	    PG_BIN= PG_VERSION=$$version cargo test --locked --test it -- conformance:: statements:: plans:: copies:: versions::; \
 	done
 
 ifeq ($(shell uname -s),Linux)
