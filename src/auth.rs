@@ -133,11 +133,19 @@ enum Backend {
 /// A token, and what is known of it without the database.
 pub struct Claim {
     token: AccessToken,
+    /// The Unix time of the request, in ms.
+    now_ms: i64,
+    /// Whether there is a homeserver that can be asked.
+    may_ask: bool,
     /// What MAS says of it; `None` without MAS.
     introspection: Option<Introspection>,
     /// Whose it is by the word of the homeserver; `None` until that was asked.
     owner: Option<Owner>,
 }
+
+/// The evidence, or what speaks against it; `None` if the replica does not know the token, its user
+/// or its device, and the homeserver may be asked.
+pub type Verdict = Result<Option<Admin>, Error>;
 
 impl Authenticator {
     /// An authenticator that has not asked anybody yet.
@@ -180,28 +188,23 @@ impl Authenticator {
                 Some(in_time(at, took, introspect, Error::IntrospectionFailed).await?)
             }
         };
-        Ok(Claim { token, introspection, owner: None })
+        let (now_ms, may_ask) = (at.unix_ms, self.homeserver.is_some());
+        Ok(Claim { token, now_ms, may_ask, introspection, owner: None })
     }
 
-    /// Checks a claim at the Unix time `now_ms`, in ms, by the replica. `None` means that the
-    /// replica does not know the token, its user or its device, and that the homeserver can be asked
-    /// by [`Authenticator::vouch`]. After that it is never `None`.
+    /// Checks a claim by the replica. `None` means that the replica does not know the token, its
+    /// user or its device, and that the homeserver can be asked by [`Authenticator::vouch`]. After
+    /// that it is never `None`.
     ///
     /// # Errors
     ///
     /// The refusals of [`Error`], in Synapse's order; the `Database` errors.
-    pub async fn admin(
-        &self,
-        connection: &mut Connection,
-        claim: &Claim,
-        now_ms: i64,
-    ) -> Result<Option<Admin>, Error> {
-        let may_ask = self.homeserver.is_some();
+    pub async fn admin(&self, connection: &mut Connection, claim: &Claim) -> Verdict {
         match &self.backend {
             Backend::Internal { account_validity } => {
-                internal::admin(connection, claim, may_ask, *account_validity, now_ms).await
+                internal::admin(connection, claim, *account_validity).await
             }
-            Backend::Mas(mas) => mas.admin(connection, claim, may_ask).await,
+            Backend::Mas(mas) => mas.admin(connection, claim).await,
         }
     }
 

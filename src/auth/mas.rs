@@ -12,7 +12,7 @@ use ring::digest::{SHA256, digest};
 use sqlx::Row;
 use url::form_urlencoded;
 
-use super::{AccessToken, Admin, Claim, introspection::Introspection};
+use super::{AccessToken, Admin, Claim, Verdict, introspection::Introspection};
 use crate::{
     aws::{Failure, Secret},
     client::{Client, bearer},
@@ -155,12 +155,7 @@ impl Mas {
     /// # Errors
     ///
     /// The refusals of [`Error`], in Synapse's order.
-    pub async fn admin(
-        &self,
-        connection: &mut Connection,
-        claim: &Claim,
-        may_ask: bool,
-    ) -> Result<Option<Admin>, Error> {
+    pub async fn admin(&self, connection: &mut Connection, claim: &Claim) -> Verdict {
         // Every claim has one here. If this had none, that would be no fault of the token.
         let not_asked = || Error::IntrospectionFailed("nobody has asked MAS".to_owned());
         let introspection = claim.introspection.as_ref().ok_or_else(not_asked)?;
@@ -174,7 +169,8 @@ impl Mas {
         }
         let user_id = format!("@{username}:{}", self.server_name);
         let device_id = introspection.device_id();
-        let absent = self.absent(connection, &user_id, device_id.as_ref().ok()).await?;
+        let known_device_id = device_id.as_ref().ok().and_then(Option::as_deref);
+        let absent = absent(connection, &user_id, known_device_id).await?;
         // What is odd in the introspection is odd for the homeserver too.
         match (absent, &claim.owner) {
             (None, _) => drop(device_id?),
@@ -187,7 +183,7 @@ impl Mas {
             (Some(absent), None) => {
                 lock(&self.remembered).remove(&key(&claim.token));
                 // The homeserver asks MAS anew, and its primary database.
-                return if may_ask { device_id.map(|_| None) } else { Err(absent) };
+                return if claim.may_ask { device_id.map(|_| None) } else { Err(absent) };
             }
         }
         if !introspection.is_for_admin() {
@@ -195,28 +191,26 @@ impl Mas {
         }
         Ok(Some(Admin(())))
     }
+}
 
-    /// What the replica lacks of a user and a device; `None` if nothing.
-    async fn absent(
-        &self,
-        connection: &mut Connection,
-        user_id: &str,
-        device_id: Option<&Option<String>>,
-    ) -> Result<Option<Error>, Error> {
-        let device_id = device_id.and_then(Option::as_deref);
-        let query = sqlx::query(&connection.statements.device).bind(user_id).bind(device_id);
-        let found = connection.row("looking up a device", query).await?;
-        let found = found
-            .ok_or_else(|| Error::DatabaseFailed("looking up a device found no row".to_owned()))?;
-        let column = |error: sqlx::Error| failure("reading a device", &error);
-        let user_is_known: bool = found.try_get("user_is_known").map_err(column)?;
-        let device_is_known: bool = found.try_get("device_is_known").map_err(column)?;
-        Ok(match (user_is_known, device_is_known) {
-            (false, _) => Some(Error::USER_NOT_FOUND),
-            (true, false) if device_id.is_some() => Some(Error::TOKEN_NOT_ACTIVE),
-            _ => None,
-        })
-    }
+/// What the replica lacks of a user and a device; `None` if nothing.
+async fn absent(
+    connection: &mut Connection,
+    user_id: &str,
+    device_id: Option<&str>,
+) -> Result<Option<Error>, Error> {
+    let query = sqlx::query(&connection.statements.device).bind(user_id).bind(device_id);
+    let found = connection.row("looking up a device", query).await?;
+    let no_row = || Error::DatabaseFailed("looking up a device found no row".to_owned());
+    let found = found.ok_or_else(no_row)?;
+    let column = |error: sqlx::Error| failure("reading a device", &error);
+    Ok(if !found.try_get("user_is_known").map_err(column)? {
+        Some(Error::USER_NOT_FOUND)
+    } else if device_id.is_some() && !found.try_get("device_is_known").map_err(column)? {
+        Some(Error::TOKEN_NOT_ACTIVE)
+    } else {
+        None
+    })
 }
 
 fn key(token: &AccessToken) -> Vec<u8> {
@@ -229,6 +223,5 @@ fn authorization(secret: &str) -> Result<HeaderValue, String> {
 }
 
 fn no_secret(failure: Failure) -> Error {
-    let (Failure::Unavailable(cause) | Failure::Refused(cause)) = failure;
-    Error::IntrospectionFailed(cause)
+    Error::IntrospectionFailed(failure.cause)
 }
