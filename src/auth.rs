@@ -133,8 +133,8 @@ enum Backend {
 /// A token, and what is known of it without the database.
 pub struct Claim {
     token: AccessToken,
-    /// The Unix time of the request, in ms.
-    now_ms: i64,
+    /// The invocation that has to answer for it.
+    at: Invocation,
     /// Whether there is a homeserver that can be asked.
     may_ask: bool,
     /// What MAS says of it; `None` without MAS.
@@ -188,8 +188,8 @@ impl Authenticator {
                 Some(in_time(at, took, introspect, Error::IntrospectionFailed).await?)
             }
         };
-        let (now_ms, may_ask) = (at.unix_ms, self.homeserver.is_some());
-        Ok(Claim { token, now_ms, may_ask, introspection, owner: None })
+        let may_ask = self.homeserver.is_some();
+        Ok(Claim { token, at: *at, may_ask, introspection, owner: None })
     }
 
     /// Checks a claim by the replica. `None` means that the replica does not know the token, its
@@ -214,15 +214,10 @@ impl Authenticator {
     ///
     /// [`Error::Refusal`] in the homeserver's own words, [`Error::GUEST_ACCESS_FORBIDDEN`],
     /// [`Error::HomeserverUnavailable`], [`Error::TOO_MANY_UNKNOWN_TOKENS`], [`Error::UNKNOWN_TOKEN`].
-    pub async fn vouch(
-        &self,
-        claim: Claim,
-        at: &Invocation,
-        took: &mut Option<Duration>,
-    ) -> Result<Claim, Error> {
+    pub async fn vouch(&self, claim: Claim, took: &mut Option<Duration>) -> Result<Claim, Error> {
         let homeserver = self.homeserver.as_ref().ok_or(Error::UNKNOWN_TOKEN)?;
-        let whoami = homeserver.whoami(&claim.token, at.unix_ms);
-        let owner = in_time(at, took, whoami, Error::HomeserverUnavailable).await?;
+        let whoami = homeserver.whoami(&claim.token, claim.at.unix_ms);
+        let owner = in_time(&claim.at, took, whoami, Error::HomeserverUnavailable).await?;
         if owner.is_guest {
             return Err(Error::GUEST_ACCESS_FORBIDDEN);
         }

@@ -138,21 +138,7 @@ impl Aws {
     }
 
     async fn config(&self) -> &SdkConfig {
-        self.config
-            .get_or_init(|| {
-                let client = aws_smithy_http_client::Builder::new()
-                    .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring))
-                    .build_https();
-                aws_config::defaults(BehaviorVersion::latest())
-                    .region(Region::new(self.region.clone()))
-                    .http_client(client)
-                    .retry_config(RetryConfig::standard().with_max_attempts(2))
-                    .timeout_config(
-                        TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).build(),
-                    )
-                    .load()
-            })
-            .await
+        self.config.get_or_init(|| load(&self.region)).await
     }
 
     /// The text of a secret's version (Secrets Manager API reference, `GetSecretValue`).
@@ -190,6 +176,19 @@ impl Aws {
         let cause = "no token for IAM authentication: AWS credentials";
         token.map_err(|error| Failure::refused(format!("{cause}: {error}")))
     }
+}
+
+async fn load(region: &str) -> SdkConfig {
+    let client = aws_smithy_http_client::Builder::new()
+        .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring))
+        .build_https();
+    aws_config::defaults(BehaviorVersion::latest())
+        .region(Region::new(region.to_owned()))
+        .http_client(client)
+        .retry_config(RetryConfig::standard().with_max_attempts(2))
+        .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).build())
+        .load()
+        .await
 }
 
 fn unreachable() -> Failure {

@@ -163,7 +163,7 @@ impl Asking<'_> {
             }
             // The replica does not know the token. The homeserver may, and then the replica is
             // asked what its user may do.
-            claim = authenticator.vouch(claim, self.at, &mut phases.homeserver).await?;
+            claim = authenticator.vouch(claim, &mut phases.homeserver).await?;
         }
     }
 

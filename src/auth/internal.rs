@@ -24,7 +24,7 @@ pub(super) async fn admin(
         match connection.row("looking up an access token", query).await? {
             Some(user) => {
                 let valid_until_ms: Option<i64> = user.try_get("valid_until_ms").map_err(column)?;
-                if valid_until_ms.is_some_and(|valid_until_ms| valid_until_ms < claim.now_ms) {
+                if valid_until_ms.is_some_and(|valid_until_ms| valid_until_ms < claim.at.unix_ms) {
                     return Err(Error::EXPIRED_TOKEN);
                 }
                 user
@@ -53,7 +53,7 @@ pub(super) async fn admin(
         let query = sqlx::query(&connection.statements.account_validity).bind(user_id);
         if let Some(account) = connection.row("looking up an account's validity", query).await? {
             let expiration_ts_ms: i64 = account.try_get("expiration_ts_ms").map_err(column)?;
-            if expiration_ts_ms <= claim.now_ms {
+            if expiration_ts_ms <= claim.at.unix_ms {
                 return Err(refusal(Error::ACCOUNT_EXPIRED, "it has the account expired"));
             }
         }

@@ -5,7 +5,6 @@ use std::{collections::HashMap, sync::Mutex};
 
 use hyper::{
     Method, Request, StatusCode,
-    body::Bytes,
     header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue},
 };
 use ring::digest::{SHA256, digest};
@@ -15,7 +14,7 @@ use url::form_urlencoded;
 use super::{AccessToken, Admin, Claim, Verdict, introspection::Introspection};
 use crate::{
     aws::{Failure, Secret},
-    client::{Client, bearer},
+    client::{Answer, Client, bearer},
     config::{MasConfig, MasSecret},
     error::Error,
     hidden::Hidden,
@@ -44,7 +43,7 @@ enum SharedSecret {
     /// As the configuration has it.
     Text(Hidden<String>),
     /// As the `Authorization` header that MAS wants.
-    Managed(Box<Secret<HeaderValue>>),
+    Arn(Box<Secret<HeaderValue>>),
 }
 
 impl Mas {
@@ -54,9 +53,7 @@ impl Mas {
             client: Client::new(&config.endpoint, "/oauth2/introspect"),
             secret: match config.secret {
                 MasSecret::Text(text) => SharedSecret::Text(text),
-                MasSecret::Arn(arn) => {
-                    SharedSecret::Managed(Box::new(Secret::new(&arn, authorization)))
-                }
+                MasSecret::Arn(arn) => SharedSecret::Arn(Secret::new(&arn, authorization).into()),
             },
             server_name: config.server_name,
             cache_ms: config.cache_ms,
@@ -75,7 +72,7 @@ impl Mas {
             SharedSecret::Text(text) => {
                 authorization(text.expose()).map_err(Error::IntrospectionFailed)
             }
-            SharedSecret::Managed(secret) => secret.get().await.map_err(no_secret),
+            SharedSecret::Arn(secret) => secret.get().await.map_err(no_secret),
         }
     }
 
@@ -102,7 +99,7 @@ impl Mas {
     async fn ask(&self, token: &AccessToken, now_ms: i64) -> Result<Introspection, Error> {
         let mut answer = self.send(token, self.authorization().await?).await?;
         if matches!(answer.0, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
-            && let SharedSecret::Managed(secret) = &self.secret
+            && let SharedSecret::Arn(secret) = &self.secret
             // The secret may have been rotated since it was read.
             && let Some(renewed) = secret.renewed().await.map_err(no_secret)?
         {
@@ -121,11 +118,7 @@ impl Mas {
         Ok(introspection)
     }
 
-    async fn send(
-        &self,
-        token: &AccessToken,
-        authorization: HeaderValue,
-    ) -> Result<(StatusCode, Bytes), Error> {
+    async fn send(&self, token: &AccessToken, authorization: HeaderValue) -> Result<Answer, Error> {
         let form = form_urlencoded::Serializer::new(String::new())
             .append_pair("token", token.expose())
             .append_pair("token_type_hint", "access_token")
