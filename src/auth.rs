@@ -105,7 +105,6 @@ fn bearer_token(authorization: &[u8]) -> Result<&[u8], Error> {
 
 /// The evidence that a request comes from an admin of the homeserver: only [`Authenticator`]
 /// makes one, and nothing is read for a caller without it.
-#[derive(Debug)]
 pub struct Admin(());
 
 /// Reads a JSON object, and nothing else: serde also takes a list of its values for one, and looks
