@@ -5,7 +5,7 @@
 SHELL := /usr/bin/env bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo serve check test snapshots soak fuzz lint bench build release style
+.PHONY: help demo serve check test snapshots soak fuzz lint audit bench build release style
 
 # Finds or installs Rust; where rustup has just been installed, its folder is not on PATH yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -104,3 +104,7 @@ lint: style            ## Run the checks that read but do not run the code
 	$(call with,lint) shellcheck tests/tools/{debian,pgbouncer,postgres,reverse-proxy,rust,venv} tests/fuzz/run tests/release/rustflags .ci/run
 	export PATH AWS_DEFAULT_REGION=eu-central-1 SAM_CLI_TELEMETRY=0; $(call with,lint); \
 	python tests/template/check; cfn-lint template.yaml; sam validate --lint; python tests/release/check
+
+# Not part of `make test`: it installs some 300 MB, and what it finds depends on the template alone.
+audit:                 ## Ask checkov and cdk-nag what a security review would, and CDK whether it can load the template
+	@$(call with,lint) python tests/audit/run
