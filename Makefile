@@ -5,7 +5,7 @@
 SHELL := /usr/bin/env bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo serve check test snapshots soak fuzz lint bench build release contract versions style
+.PHONY: help demo serve check test snapshots soak fuzz lint audit bench build release contract versions style
 
 # Finds or installs Rust; where rustup has just been installed, its folder is not on PATH yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -128,3 +128,7 @@ endif
 contract:              ## Compare the recorded cases and tables with the newest Synapse's (two minutes)
 	@$(rust)
 	@tests/contract/run $(SYNAPSE)
+
+# Not part of `make test`: it installs some 300 MB, and what it finds depends on the template alone.
+audit:                 ## Ask checkov and cdk-nag what a security review would, and CDK whether it can load the template
+	@$(call with,lint) python tests/audit/run
