@@ -3,8 +3,9 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Write as _,
     fs,
-    io::Write,
+    io::Write as _,
     os::unix::fs::PermissionsExt,
     path::PathBuf,
     process::{Command, Stdio},
@@ -531,8 +532,8 @@ fn a_role_that_is_not_the_function_s_is_left_as_it_is() {
     let (mut roles, mut given_by_database) = (Vec::new(), String::new());
     for (number, (database, given, called)) in excesses.into_iter().enumerate() {
         let user = format!("other_{number}");
-        given_by_database +=
-            &format!("\\c {database}\nCREATE ROLE {user};\n{};\n", of_role(given, &user));
+        let given = of_role(given, &user);
+        write!(given_by_database, "\\c {database}\nCREATE ROLE {user};\n{given};\n").unwrap();
         let called = of_role(called, &user);
         roles.push((user, called));
     }
