@@ -24,7 +24,7 @@ const ADMIN: &str = "urn:synapse:admin:*";
 #[derive(Debug, Clone, Deserialize)]
 pub struct Introspection {
     active: bool,
-    /// What the token is good for.
+    /// Items with blanks between them, see [`Introspection::scope`].
     scope: Option<String>,
     /// The localpart of its user.
     pub username: Option<String>,

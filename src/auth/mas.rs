@@ -61,8 +61,8 @@ impl Mas {
         }
     }
 
-    /// The `Authorization` header that MAS wants. A secret of Secrets Manager is read ahead of the
-    /// first request by this; if that fails, the request tries again.
+    /// The `Authorization` header that MAS wants. Whoever asks for it ahead of the first request has
+    /// the secret read by then. If that fails, the request tries again.
     ///
     /// # Errors
     ///

@@ -37,10 +37,7 @@ fuzz_target!(|data: &[u8]| -> Corpus {
 
             let end = answer.expires_in.map(|seconds| seconds * 1000 + NOW_MS);
             let is_over = |end: &BigInt| *end <= NOW_MS.into();
-            assert_eq!(
-                introspection.has_expired(NOW_MS),
-                end.as_ref().is_some_and(is_over),
-            );
+            assert_eq!(introspection.has_expired(NOW_MS), end.as_ref().is_some_and(is_over));
         }
         (Err(error), Expected::Inactive) if error == Error::TOKEN_NOT_ACTIVE => {}
         (Err(error @ Error::IntrospectionFailed { .. }), Expected::Failure) => {
