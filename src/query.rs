@@ -283,6 +283,14 @@ mod tests {
     }
 
     #[test]
+    fn an_order_is_written_as_it_is_read() {
+        for text in ["user_id", "displayname", "media_length", "media_count"] {
+            let query = parse(&format!("order_by={text}")).unwrap();
+            assert_eq!(query.order_by.as_str(), text);
+        }
+    }
+
+    #[test]
     fn the_query_string_is_form_data() {
         let term = |query| parse(query).map(|query| query.search_term.map(|term| term.0.0));
         let found = |term: &str| Ok(Some(term.to_owned()));

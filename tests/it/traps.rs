@@ -247,11 +247,12 @@ const OPERATORS: &str = "
                 GROUP BY oprname
            ) AS operators";
 
-/// Types.
+/// Types, the base types all.
 const TYPES: &str = "
     SELECT format('CREATE DOMAIN %I.%I AS pg_catalog.text', $2, typname)
       FROM pg_type
-     WHERE typnamespace = 'pg_catalog'::regnamespace AND typname = ANY($1) AND typrelid = 0";
+     WHERE typnamespace = 'pg_catalog'::regnamespace AND typrelid = 0 AND typcategory <> 'A'
+       AND (typname = ANY($1) OR typtype = 'b')";
 
 /// What of a stranger's a text refers to, looked at with a search path; or how it fails.
 async fn trapped(
@@ -407,6 +408,37 @@ fn each_text_would_be_trapped_without_any_one_of_its_schemas() {
 }
 
 #[test]
+fn an_operator_in_disguise_is_noticed() {
+    block_on(async {
+        let database = database().await;
+        let mut sessions = Sessions::of(&database).await;
+        let mut texts = texts().into_iter();
+        let right = texts.find(|text| text.name == "session").unwrap();
+        let written_out = "pg_am.amname OPERATOR(pg_catalog.=) 'btree'";
+        for disguise in [
+            "pg_am.amname IN ('btree')",
+            "pg_am.amname = ANY ('{btree}')",
+            "pg_am.amname BETWEEN 'btree' AND 'btree'",
+            "pg_am.amname LIKE 'btree'",
+            "pg_am.amname NOT LIKE 'hash'",
+            "pg_am.amname IS NOT DISTINCT FROM 'btree'",
+            "nullif(pg_am.amname, 'btree') IS NULL",
+            "CASE pg_am.amname WHEN 'btree' THEN true ELSE false END",
+            "(pg_am.amname, 1) = ('btree', 1)",
+            "pg_am.amname OPERATOR(pg_catalog.=) 'btree'::text",
+            "EXISTS (SELECT FROM pg_catalog.pg_am AS other JOIN pg_catalog.pg_am AS same USING (oid))",
+            "EXISTS (SELECT FROM pg_catalog.pg_am AS other NATURAL JOIN pg_catalog.pg_am AS same)",
+        ] {
+            let sql = right.sql.replace(written_out, disguise);
+            assert_ne!(sql, right.sql);
+            let Text { name, types, wary, .. } = right;
+            let mutant = Text { name, sql, types, values: right.values.clone(), wary };
+            assert!(sessions.complaint(&mutant, &right).await.is_some(), "{disguise}");
+        }
+    });
+}
+
+#[test]
 fn the_traps_spring_where_a_stranger_comes_first() {
     block_on(async {
         let database = database().await;
@@ -434,6 +466,12 @@ fn the_traps_spring_where_a_stranger_comes_first() {
                 let error = answers(&mut session, &text).await.unwrap_err().to_string();
                 assert!(error.contains("a trap"), "{} with {path}: {error}", text.name);
             }
+        }
+        // Where PostgreSQL has an operator for other types only, even one that comes last is taken.
+        let mut session = session_with(&database, "\"$user\", public").await;
+        for text in texts().iter().filter(|it| ["counts", "walk", "search"].contains(&it.name)) {
+            let error = answers(&mut session, text).await.unwrap_err().to_string();
+            assert!(error.contains("a trap"), "{}: {error}", text.name);
         }
     });
 }
