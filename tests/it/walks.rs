@@ -404,7 +404,7 @@ async fn ask(
 ) -> (Vec<Value>, i64, Option<i64>) {
     let invocation = Invocation::new(unix_ms, Duration::from_secs(600));
     let request = conformance::request(&request(Some(query)));
-    let answer = conformance::answer(service.respond(&request, budget, invocation).await);
+    let answer = conformance::answer(service.respond(&request, budget, &invocation).await.0);
     let mut page: Value = serde_json::from_str(&answer.body).unwrap();
     assert_eq!(answer.status, 200, "{query}: {page}");
     let Value::Array(users) = page["users"].take() else { panic!("{query}: {page}") };
@@ -441,7 +441,7 @@ fn the_time_to_keep_is_an_integer_from_0_to_300() {
             "READ_AHEAD_SECONDS" => Some(value.to_owned()),
             _ => None,
         };
-        let problem = Config::read(read).err().map(|error| error.to_string());
+        let problem = Config::read(read).err().map(|problems| problems.concat());
         let expected = "READ_AHEAD_SECONDS must be an integer from 0 to 300".to_owned();
         assert_eq!(problem, (!is_right).then_some(expected), "{value}");
     }
