@@ -402,7 +402,7 @@ async fn ask(
     query: &str,
     budget: Budget,
 ) -> (Vec<Value>, i64, Option<i64>) {
-    let invocation = Invocation::new(unix_ms, Duration::from_secs(600));
+    let invocation = Invocation::new(unix_ms, Duration::from_mins(10));
     let request = conformance::request(&request(Some(query)));
     let answer = conformance::answer(service.respond(&request, budget, &invocation).await.0);
     let mut page: Value = serde_json::from_str(&answer.body).unwrap();
