@@ -57,6 +57,10 @@ use crate::{
     postgres::Connection, query::Args,
 };
 
+/// How long a token may be that another server is asked about, in bytes. Synapse's and MAS's have less
+/// than a hundred. What stands before these servers refuses a longer one as no request at all.
+const LONGEST_TOKEN: usize = 2048;
+
 /// An access token as the request carries it.
 #[derive(Debug)]
 pub struct AccessToken(Hidden<String>);

@@ -99,7 +99,7 @@ fn parse(secret: &str) -> Result<Access, String> {
         };
         // A person may have typed these two, or a program that knows only floats.
         let (kind, text) = match parameter {
-            "port" => ("port", text.strip_suffix(".0").unwrap_or(text).trim()),
+            "port" => ("port", text.trim().trim_end_matches(".0")),
             "host" => ("host", text.trim()),
             "user" => ("user", text),
             _ => ("text", text),

@@ -6,7 +6,7 @@ use hyper::{Request, StatusCode, header::AUTHORIZATION};
 use serde::Deserialize;
 use url::Url;
 
-use super::{AccessToken, object};
+use super::{AccessToken, LONGEST_TOKEN, object};
 use crate::{
     client::{Client, bearer},
     error::{Error, Refusal},
@@ -77,7 +77,7 @@ impl Homeserver {
     /// [`Error::UNKNOWN_TOKEN`] for one that no header can carry.
     pub async fn whoami(&self, token: &AccessToken, now_ms: i64) -> Result<Owner, Error> {
         // Synapse makes no such token, and a header with one could say more than was meant.
-        let text = Some(token.expose()).filter(|it| !it.is_empty());
+        let text = Some(token.expose()).filter(|it| (1..=LONGEST_TOKEN).contains(&it.len()));
         let text = text.filter(|it| it.bytes().all(|byte| byte.is_ascii_graphic()));
         let bearer = text.and_then(bearer).ok_or(Error::UNKNOWN_TOKEN)?;
         if !lock(&self.questions).take(now_ms) {

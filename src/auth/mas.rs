@@ -11,7 +11,7 @@ use ring::digest::{SHA256, digest};
 use sqlx::Row;
 use url::form_urlencoded;
 
-use super::{AccessToken, Admin, Claim, Verdict, introspection::Introspection};
+use super::{AccessToken, Admin, Claim, LONGEST_TOKEN, Verdict, introspection::Introspection};
 use crate::{
     aws::{Failure, Secret},
     client::{Answer, Client, bearer},
@@ -86,6 +86,9 @@ impl Mas {
         token: &AccessToken,
         now_ms: i64,
     ) -> Result<Introspection, Error> {
+        if token.expose().len() > LONGEST_TOKEN {
+            return Err(Error::TOKEN_NOT_ACTIVE);
+        }
         let introspection = match self.remembered(token, now_ms) {
             Some(introspection) => introspection,
             None => self.ask(token, now_ms).await?,

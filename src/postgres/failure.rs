@@ -23,21 +23,8 @@ pub fn failure(doing: &str, error: &sqlx::Error) -> Error {
     match error {
         sqlx::Error::Database(refusal) => {
             let code = refusal.code().unwrap_or_default();
-            let mut cause = format!("database error {code} while {doing}");
-            if quotes_no_data(&code) {
-                let _ = write!(cause, ": {}", refusal.message());
-            }
-            if let Some(remedy) = remedy(&code) {
-                let _ = write!(cause, "; {remedy}");
-            }
-            match &*code {
-                // query_canceled and transaction_timeout
-                "57014" | "25P04" => Error::StatementTimeout(cause),
-                code if is_passing(code) || is_stale_plan(&**refusal) => {
-                    Error::DatabaseUnavailable(cause)
-                }
-                _ => Error::DatabaseFailed(cause),
-            }
+            let message = quotes_no_data(&code).then(|| refusal.message());
+            refused(doing, &**refusal, message, remedy(&code))
         }
         // A server, or what stands before it, that breaks off in mid-sentence is one that restarts.
         sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) => {
@@ -52,6 +39,29 @@ pub fn failure(doing: &str, error: &sqlx::Error) -> Error {
         }
         // sqlx's other errors name columns and types, and never a value.
         _ => Error::DatabaseFailed(format!("{error} while {doing}")),
+    }
+}
+
+/// What a refusal of the server means, and what the log has of it.
+fn refused(
+    doing: &str,
+    refusal: &dyn DatabaseError,
+    message: Option<&str>,
+    remedy: Option<&str>,
+) -> Error {
+    let code = refusal.code().unwrap_or_default();
+    let mut cause = format!("database error {code} while {doing}");
+    if let Some(message) = message {
+        let _ = write!(cause, ": {message}");
+    }
+    if let Some(remedy) = remedy {
+        let _ = write!(cause, "; {remedy}");
+    }
+    match &*code {
+        // query_canceled and transaction_timeout
+        "57014" | "25P04" => Error::StatementTimeout(cause),
+        code if is_passing(code) || is_stale_plan(refusal) => Error::DatabaseUnavailable(cause),
+        _ => Error::DatabaseFailed(cause),
     }
 }
 
@@ -70,8 +80,8 @@ pub fn or_nothing<T>(found: Result<Option<T>, sqlx::Error>) -> Result<Option<T>,
 }
 
 /// [`failure`] for what happens before there is a session: a pooler has codes of its own for what
-/// its clients do wrong. Some of its messages quote the login, so none but those about settings is
-/// logged.
+/// its clients do wrong. Servers and poolers quote the login in their messages, so none but those
+/// about settings is logged.
 pub(super) fn connecting(address: &str, error: &sqlx::Error) -> Error {
     /// What pgbouncer says with 08P01 and RDS Proxy with 0A000, whether the log may have it, and
     /// what to do.
@@ -83,23 +93,16 @@ pub(super) fn connecting(address: &str, error: &sqlx::Error) -> Error {
         ("no such user", false, "the pooler knows no such user"),
     ];
     let doing = format!("connecting to {address}");
-    if let sqlx::Error::Database(refusal) = error
-        && let Some(code @ ("08P01" | "0A000")) = refusal.code().as_deref()
-    {
-        let message = refusal.message();
-        let known = REFUSALS.iter().find(|(text, ..)| message.contains(text));
-        let cause = match known {
-            Some((_, true, remedy)) => format!(": {message}; {remedy}"),
-            Some((_, false, remedy)) => format!("; {remedy}"),
-            None => String::new(),
-        };
-        let cause = format!("database error {code} while {doing}{cause}");
-        return match known {
-            Some(_) => Error::DatabaseFailed(cause),
-            None => Error::DatabaseUnavailable(cause),
-        };
+    let sqlx::Error::Database(refusal) = error else { return failure(&doing, error) };
+    let (code, message) = (refusal.code().unwrap_or_default(), refusal.message());
+    let known = REFUSALS.iter().find(|(text, ..)| message.contains(text));
+    let known = known.filter(|_| matches!(&*code, "08P01" | "0A000"));
+    let message = known.filter(|(_, is_logged, _)| *is_logged).map(|_| message);
+    match refused(&doing, &**refusal, message, known.map_or(remedy(&code), |it| Some(it.2))) {
+        // By its class a connection that failed, and yet nothing that passes.
+        Error::DatabaseUnavailable(cause) if known.is_some() => Error::DatabaseFailed(cause),
+        error => error,
     }
-    failure(&doing, error)
 }
 
 /// Whether the server, or a pooler in its own way, refuses a role's password.
@@ -156,6 +159,10 @@ fn remedy(code: &str) -> Option<&'static str> {
             "the server refuses the role, or wants TLS: pg_hba.conf and the server's own log say which"
         }
         "3D000" => "there is no database of this name",
+        "53300" => {
+            "no connection is to be had: max_connections, or a limit of the role or database"
+        }
+        "57P03" => "the server is starting or stopping",
         "53100" => "the database server's disk is full; enlarge it",
         "53400" => "raise temp_file_limit for the function's role",
         _ => return None,

@@ -38,7 +38,7 @@ WITH needed("table", "column") AS (
                WHEN NOT has_usage THEN 'the role lacks USAGE ON SCHEMA ' || schema_name
                WHEN table_oid IS NULL
                    THEN 'there is no table ' || "table" || ' in schema ' || schema_name
-                        || coalesce('; schema ' || elsewhere || ' has one: set DATABASE_SCHEMA', '')
+                        || coalesce('; schema ' || elsewhere || ' has one: if it is Synapse''s, set DATABASE_SCHEMA', '')
                WHEN attnum IS NULL THEN 'there is no column ' || "table" || '.' || "column"
                WHEN NOT has_column_privilege(table_oid, attnum, 'SELECT')
                    THEN 'the role lacks SELECT ON ' || "table"

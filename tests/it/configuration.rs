@@ -106,7 +106,7 @@ fn variables_of_libpq_stand_in_for_what_the_url_leaves_out() {
     let login = [("PGUSER", "media_usage"), ("PGPASSWORD", "p@ss/word")];
     let name = [("PGAPPNAME", "of the environment")];
     let in_url =
-        format!("postgres://u:p@/x?user=media_usage&password=p@ss/word&dbname={}", database.name);
+        format!("postgres://u:p@/x?user=media_usage&password=p%40ss/word&dbname={}", database.name);
     for (url, variables) in [
         ("postgres://", [&place[..], &login, &name].concat()),
         (&in_url, [&place[..2], &name].concat()),

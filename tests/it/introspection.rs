@@ -399,6 +399,20 @@ fn another_server_name_makes_another_user() {
 }
 
 #[test]
+fn nobody_is_asked_about_an_endless_token() {
+    block_on(async {
+        let database = database("synapse-94").await;
+        let mas = Mas::start();
+        mas.answers(introspected(&json!({})));
+        let service = Variables::of(&database).mas(&mas).service();
+        let outcome = ask_case(&service, &case_by_query(&"x".repeat(2049)), now()).await;
+        assert_is(&outcome, "401 M_UNKNOWN_TOKEN false Token is not active", "long");
+        assert_eq!(mas.asked().len(), 0);
+        assert_eq!(ask_case(&service, &case_by_query(&"x".repeat(2048)), now()).await.status, 200);
+    });
+}
+
+#[test]
 fn with_mas_a_token_of_the_table_is_no_token() {
     block_on(async {
         let database = database("synapse-94").await;

@@ -148,6 +148,8 @@ fn a_login_that_the_server_quotes_is_in_no_log() {
         ("role \"hunter2hunter2\" does not exist", "28000"),
         ("unexpected value hunter2hunter2 in slot 5", "XX000"),
         ("data corrupted: hunter2hunter2", "XX001"),
+        ("No pool configured for user: \"hunter2hunter2\"", "58000"),
+        ("permission denied for hunter2hunter2", "42501"),
         ("no such user: hunter2hunter2", "08P01"),
         ("password authentication failed for hunter2hunter2", "08P01"),
     ] {

@@ -395,7 +395,7 @@ fn the_tables_may_live_in_another_schema() {
         let hints = missing(&mut session, elsewhere).await;
         assert_eq!(hints.len(), 4, "{hints:?}");
         let hint = "there is no table users in schema Synapse_2; \
-                    schema public has one: set DATABASE_SCHEMA";
+                    schema public has one: if it is Synapse's, set DATABASE_SCHEMA";
         assert!(hints.iter().any(|it| it == hint), "{hints:?}");
 
         let tables = "users access_tokens profiles local_media_repository devices account_validity";
@@ -408,7 +408,7 @@ fn the_tables_may_live_in_another_schema() {
         assert_eq!(hints, ["the role lacks USAGE ON SCHEMA Synapse_2"]);
         let hints = missing(&mut session, &STATEMENTS).await;
         let hint = "there is no table users in schema public; \
-                    schema Synapse_2 has one: set DATABASE_SCHEMA";
+                    schema Synapse_2 has one: if it is Synapse's, set DATABASE_SCHEMA";
         assert!(hints.iter().any(|it| it == hint), "{hints:?}");
 
         // Not even without that right is the first question refused.

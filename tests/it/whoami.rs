@@ -349,7 +349,12 @@ fn tokens_that_no_header_can_carry_are_never_sent() {
                 assert_is(&outcome, expected, &format!("{token:?}"));
             }
         }
+        // What stands before a homeserver refuses such a header by itself.
+        let outcome = ask_case(&service, &case_by_query(&"x".repeat(2049)), now()).await;
+        assert_is(&outcome, "401 M_UNKNOWN_TOKEN false Invalid access token passed.", "long");
         assert_eq!((homeserver.asked().len(), homeserver.complaints().len()), (0, 0));
+        assert_eq!(ask_case(&service, &case_by_query(&"x".repeat(2048)), now()).await.status, 200);
+        assert_eq!(homeserver.asked().len(), 1);
         // Others are, as they are.
         for token in ["syt_YQ_abc_1x", "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"] {
             assert_eq!(ask_case(&service, &case_by_query(token), now()).await.status, 200);
