@@ -413,7 +413,7 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// As [`failure`]; [`Error::DatabaseUnavailable`] if a connection that was idle gives no answer
+    /// As [`failure()`]; [`Error::DatabaseUnavailable`] if a connection that was idle gives no answer
     /// within a second.
     pub async fn row(
         &mut self,
