@@ -708,7 +708,7 @@ fn the_rule_asks_no_statement_for_what_it_does_not_answer() {
 
 /// Ways to be wrong that a reader could overlook: what stands in the texts, and what instead; and
 /// whether a recorded answer notices.
-const MISTAKES: [(&str, &str, bool); 41] = [
+const MISTAKES: [(&str, &str, bool); 46] = [
     ("CASE WHEN users.user_id IS NULL THEN 0 ELSE users.files END", "users.files", true),
     ("SELECT cut.row_number, NULL, 0, (", "SELECT cut.row_number, NULL, 1, (", true),
     ("coalesce(sum(media_length), 0)::bigint", "sum(media_length)::bigint", true),
@@ -723,6 +723,11 @@ const MISTAKES: [(&str, &str, bool); 41] = [
     ("split_part(user_id, ':', 1)", "user_id", true),
     ("right(split_part(user_id, ':', 1), -1)", "split_part(user_id, ':', 1)", true),
     ("starts_with(user_id, '@')", "true", false),
+    ("strpos(names.displayname, $5) > 0 OR ", "", true),
+    ("OR candidates.id_matches", "", true),
+    ("split_part(candidates.user_id, ':', 1)", "candidates.user_id", false),
+    ("right(split_part(candidates.user_id, ':', 1), -1)", "candidates.user_id", false),
+    ("starts_with(candidates.user_id, '@')", "true", false),
     // D11
     ("starts_with($5, '@') AND user_id = $5", "false", true),
     ("starts_with($5, '@') AND user_id = $5", "user_id = $5", false),
