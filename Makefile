@@ -5,7 +5,7 @@
 SHELL := /usr/bin/env bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo serve check test snapshots soak fuzz lint bench build release contract versions style
+.PHONY: help demo serve check test snapshots soak fuzz lint audit bench build release contract versions style
 
 # Finds or installs Rust; where rustup has just been installed, its folder is not on PATH yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -106,12 +106,10 @@ lint: style            ## Run the checks that read but do not run the code
 	export PATH AWS_DEFAULT_REGION=eu-central-1 SAM_CLI_TELEMETRY=0; $(call with,lint); \
 	python tests/template/check; cfn-lint template.yaml; sam validate --lint; python tests/release/check; python tests/contract/check
 
-.PHONY: contract versions
-
-# What depends on the server's version: the recorded cases, the statements and the plans, on each of these PostgreSQLs.
+# What depends on the server's version, on each of these PostgreSQLs.
 on_versions = for version in $(1); do \
-	    echo "== the recorded cases, the statements and the plans on PostgreSQL $$version"; \
-	    PG_BIN= PG_VERSION=$$version cargo test --locked --test it -- conformance:: statements:: plans:: versions::; \
+	    echo "== the recorded cases, the statements, the plans and odd copies on PostgreSQL $$version"; \
+	    PG_BIN= PG_VERSION=$$version cargo test --locked --test it -- conformance:: statements:: plans:: copies:: versions::; \
 	done
 
 ifeq ($(shell uname -s),Linux)
@@ -130,3 +128,7 @@ endif
 contract:              ## Compare the recorded cases and tables with the newest Synapse's (two minutes)
 	@$(rust)
 	@tests/contract/run $(SYNAPSE)
+
+# Not part of `make test`: it installs some 300 MB, and what it finds depends on the template alone.
+audit:                 ## Ask checkov and cdk-nag what a security review would, and CDK whether it can load the template
+	@$(call with,lint) python tests/audit/run

@@ -105,7 +105,6 @@ fn bearer_token(authorization: &[u8]) -> Result<&[u8], Error> {
 
 /// The evidence that a request comes from an admin of the homeserver: only [`Authenticator`]
 /// makes one, and nothing is read for a caller without it.
-#[derive(Debug)]
 pub struct Admin(());
 
 /// Reads a JSON object, and nothing else: serde also takes a list of its values for one, and looks
@@ -133,11 +132,19 @@ enum Backend {
 /// A token, and what is known of it without the database.
 pub struct Claim {
     token: AccessToken,
+    /// The invocation that has to answer for it.
+    at: Invocation,
+    /// Whether there is a homeserver that can be asked.
+    may_ask: bool,
     /// What MAS says of it; `None` without MAS.
     introspection: Option<Introspection>,
     /// Whose it is by the word of the homeserver; `None` until that was asked.
     owner: Option<Owner>,
 }
+
+/// The evidence, or what speaks against it; `None` if the replica does not know the token, its user
+/// or its device, and the homeserver may be asked.
+pub type Verdict = Result<Option<Admin>, Error>;
 
 impl Authenticator {
     /// An authenticator that has not asked anybody yet.
@@ -180,28 +187,23 @@ impl Authenticator {
                 Some(in_time(at, took, introspect, Error::IntrospectionFailed).await?)
             }
         };
-        Ok(Claim { token, introspection, owner: None })
+        let may_ask = self.homeserver.is_some();
+        Ok(Claim { token, at: *at, may_ask, introspection, owner: None })
     }
 
-    /// Checks a claim at the Unix time `now_ms`, in ms, by the replica. `None` means that the
-    /// replica does not know the token, its user or its device, and that the homeserver can be asked
-    /// by [`Authenticator::vouch`]. After that it is never `None`.
+    /// Checks a claim by the replica. `None` means that the replica does not know the token, its
+    /// user or its device, and that the homeserver can be asked by [`Authenticator::vouch`]. After
+    /// that it is never `None`.
     ///
     /// # Errors
     ///
     /// The refusals of [`Error`], in Synapse's order; the `Database` errors.
-    pub async fn admin(
-        &self,
-        connection: &mut Connection,
-        claim: &Claim,
-        now_ms: i64,
-    ) -> Result<Option<Admin>, Error> {
-        let may_ask = self.homeserver.is_some();
+    pub async fn admin(&self, connection: &mut Connection, claim: &Claim) -> Verdict {
         match &self.backend {
             Backend::Internal { account_validity } => {
-                internal::admin(connection, claim, may_ask, *account_validity, now_ms).await
+                internal::admin(connection, claim, *account_validity).await
             }
-            Backend::Mas(mas) => mas.admin(connection, claim, may_ask).await,
+            Backend::Mas(mas) => mas.admin(connection, claim).await,
         }
     }
 
@@ -211,15 +213,10 @@ impl Authenticator {
     ///
     /// [`Error::Refusal`] in the homeserver's own words, [`Error::GUEST_ACCESS_FORBIDDEN`],
     /// [`Error::HomeserverUnavailable`], [`Error::TOO_MANY_UNKNOWN_TOKENS`], [`Error::UNKNOWN_TOKEN`].
-    pub async fn vouch(
-        &self,
-        claim: Claim,
-        at: &Invocation,
-        took: &mut Option<Duration>,
-    ) -> Result<Claim, Error> {
+    pub async fn vouch(&self, claim: Claim, took: &mut Option<Duration>) -> Result<Claim, Error> {
         let homeserver = self.homeserver.as_ref().ok_or(Error::UNKNOWN_TOKEN)?;
-        let whoami = homeserver.whoami(&claim.token, at.unix_ms);
-        let owner = in_time(at, took, whoami, Error::HomeserverUnavailable).await?;
+        let whoami = homeserver.whoami(&claim.token, claim.at.unix_ms);
+        let owner = in_time(&claim.at, took, whoami, Error::HomeserverUnavailable).await?;
         if owner.is_guest {
             return Err(Error::GUEST_ACCESS_FORBIDDEN);
         }

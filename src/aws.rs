@@ -39,13 +39,23 @@ pub struct Aws {
     config: OnceCell<SdkConfig>,
 }
 
-/// Why AWS did not give what was asked for; the text is for the log.
+/// Why AWS did not give what was asked for.
 #[derive(Debug)]
-pub enum Failure {
-    /// It did not answer, or not now.
-    Unavailable(String),
-    /// It refused.
-    Refused(String),
+pub struct Failure {
+    /// Whether it may be over in a moment: AWS did not answer, and has not refused.
+    pub is_passing: bool,
+    /// What happened, for the log.
+    pub cause: String,
+}
+
+impl Failure {
+    fn unavailable(cause: impl Into<String>) -> Self {
+        Self { is_passing: true, cause: cause.into() }
+    }
+
+    fn refused(cause: impl Into<String>) -> Self {
+        Self { is_passing: false, cause: cause.into() }
+    }
 }
 
 /// The version of a secret that is in use (AWS Secrets Manager User Guide, "Secret versions").
@@ -116,7 +126,7 @@ impl<T: Clone + PartialEq> Secret<T> {
 
     async fn read(&self, stage: &str) -> Result<T, Failure> {
         let text = self.aws.secret(&self.arn, stage).await?;
-        let secret = (self.parse)(&text).map_err(Failure::Refused)?;
+        let secret = (self.parse)(&text).map_err(Failure::refused)?;
         Ok(lock(&self.latest).insert(secret).clone())
     }
 }
@@ -128,21 +138,7 @@ impl Aws {
     }
 
     async fn config(&self) -> &SdkConfig {
-        self.config
-            .get_or_init(|| {
-                let client = aws_smithy_http_client::Builder::new()
-                    .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring))
-                    .build_https();
-                aws_config::defaults(BehaviorVersion::latest())
-                    .region(Region::new(self.region.clone()))
-                    .http_client(client)
-                    .retry_config(RetryConfig::standard().with_max_attempts(2))
-                    .timeout_config(
-                        TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).build(),
-                    )
-                    .load()
-            })
-            .await
+        self.config.get_or_init(|| load(&self.region)).await
     }
 
     /// The text of a secret's version (Secrets Manager API reference, `GetSecretValue`).
@@ -155,7 +151,7 @@ impl Aws {
         // configurations have one.
         let answer = tokio::time::timeout(TIMEOUT, Box::pin(ask)).await;
         let answer = answer.map_err(|_| unreachable())?.map_err(|error| failure(&error))?;
-        let binary = || Failure::Refused("the secret is binary; it has to be text".to_owned());
+        let binary = || Failure::refused("the secret is binary; it has to be text");
         answer.secret_string.ok_or_else(binary)
     }
 
@@ -175,46 +171,52 @@ impl Aws {
             let (host, port, username) = (url.get_host(), url.get_port(), url.get_username());
             rds_token(host, port, username, &self.region, credentials, now)
         };
-        let late = |_| Failure::Unavailable("no AWS credentials within 2500 ms".to_owned());
+        let late = |_| Failure::unavailable("no AWS credentials within 2500 ms");
         let token = tokio::time::timeout(TIMEOUT, Box::pin(ask)).await.map_err(late)?;
-        token.map_err(|error| {
-            let cause = format!("no token for IAM authentication: AWS credentials: {error}");
-            Failure::Refused(cause)
-        })
+        let cause = "no token for IAM authentication: AWS credentials";
+        token.map_err(|error| Failure::refused(format!("{cause}: {error}")))
     }
 }
 
+async fn load(region: &str) -> SdkConfig {
+    let client = aws_smithy_http_client::Builder::new()
+        .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring))
+        .build_https();
+    aws_config::defaults(BehaviorVersion::latest())
+        .region(Region::new(region.to_owned()))
+        .http_client(client)
+        .retry_config(RetryConfig::standard().with_max_attempts(2))
+        .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).build())
+        .load()
+        .await
+}
+
 fn unreachable() -> Failure {
-    Failure::Unavailable(format!(
-        "Secrets Manager gave no answer within {} ms: a VPC needs an interface endpoint for it, or a NAT gateway",
-        TIMEOUT.as_millis()
-    ))
+    let ms = TIMEOUT.as_millis();
+    let remedy = "a VPC needs an interface endpoint for it, or a NAT gateway";
+    Failure::unavailable(format!("Secrets Manager gave no answer within {ms} ms: {remedy}"))
 }
 
 fn failure(error: &SdkError<GetSecretValueError>) -> Failure {
-    match error {
-        SdkError::TimeoutError(_) => unreachable(),
-        SdkError::DispatchFailure(dispatch) if dispatch.is_timeout() => unreachable(),
+    let (is_passing, cause) = match error {
+        SdkError::TimeoutError(_) => return unreachable(),
+        SdkError::DispatchFailure(dispatch) if dispatch.is_timeout() => return unreachable(),
         SdkError::ServiceError(refusal) => {
             // The messages name principals, actions and ARNs, and no secret.
             let code = error.code().unwrap_or("an unknown error");
             let message = error.message().unwrap_or("no message");
-            let text = format!("Secrets Manager refused with {code}: {message}");
-            if refusal.raw().status().is_server_error() || code == "ThrottlingException" {
-                Failure::Unavailable(text)
-            } else {
-                Failure::Refused(text)
-            }
+            let is_server_error = refusal.raw().status().is_server_error();
+            let cause = format!("Secrets Manager refused with {code}: {message}");
+            (is_server_error || code == "ThrottlingException", cause)
         }
         // Of an answer that cannot be read, nothing is shown: it may be the secret.
-        SdkError::ResponseError(_) => {
-            Failure::Unavailable("Secrets Manager's answer cannot be read".to_owned())
-        }
+        SdkError::ResponseError(_) => (true, "Secrets Manager's answer cannot be read".to_owned()),
         SdkError::DispatchFailure(_) => {
-            Failure::Unavailable(format!("Secrets Manager cannot be reached: {}", chain(error)))
+            (true, format!("Secrets Manager cannot be reached: {}", chain(error)))
         }
-        error => Failure::Refused(format!("Secrets Manager cannot be asked: {}", chain(error))),
-    }
+        error => (false, format!("Secrets Manager cannot be asked: {}", chain(error))),
+    };
+    Failure { is_passing, cause }
 }
 
 /// A request to connect, signed in its query and without its scheme (Amazon RDS User Guide, "IAM

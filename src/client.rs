@@ -24,6 +24,9 @@ pub const TIMEOUT: Duration = Duration::from_secs(5);
 /// How long an answer may be, in bytes.
 const MOST_BYTES: usize = 1024 * 1024;
 
+/// The status and the body of an answer.
+pub type Answer = (StatusCode, Bytes);
+
 /// An HTTP client of one URL. Its server is verified by the authorities of the public web; it
 /// follows no redirect, which could carry a token elsewhere, and asks no proxy.
 pub struct Client {
@@ -49,11 +52,7 @@ impl Client {
     ///
     /// What went wrong, for the log and without a word of question or answer, if there is no whole
     /// answer of at most 1 MiB within 5 s.
-    pub async fn send(
-        &self,
-        request: Builder,
-        body: String,
-    ) -> Result<(StatusCode, Bytes), String> {
+    pub async fn send(&self, request: Builder, body: String) -> Result<Answer, String> {
         // Firewalls refuse what does not say who it is.
         let request = request.uri(&self.url).header(USER_AGENT, env!("CARGO_PKG_NAME"));
         let request = request.body(Full::from(body)).map_err(|error| error.to_string())?;

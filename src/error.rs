@@ -134,7 +134,7 @@ impl Error {
             Self::HomeserverUnavailable(_) => (503, "M_UNKNOWN", "The media statistics function cannot ask the homeserver about the access token; try again in a moment".into()),
             Self::ReplicaBehind(_) => (503, "M_UNKNOWN", "The database replica does not know yet what the homeserver knows of this user; try again in a moment".into()),
             Self::DatabaseUnavailable(_) => (503, "M_UNKNOWN", "The media statistics function cannot reach its database; try again in a moment".into()),
-            Self::StatementTimeout(_) => (504, "M_UNKNOWN", "The media statistics took too long; narrow them with from_ts, until_ts or search_term".into()),
+            Self::StatementTimeout(_) => (504, "M_UNKNOWN", "The media statistics took too long; try again, or search for a user".into()),
             Self::DatabaseFailed(_) => (500, "M_UNKNOWN", "The media statistics function got an error from its database; its log names the cause".into()),
             Self::UserTooLarge(position) => (500, "M_UNKNOWN", format!("The user at from={position} does not fit into an answer").into()),
         };

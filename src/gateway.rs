@@ -10,7 +10,7 @@ use lambda_http::{
     http::{HeaderValue, Method, header::AUTHORIZATION},
 };
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json, value::RawValue};
 
 use crate::page::Budget;
@@ -18,11 +18,9 @@ use crate::page::Budget;
 /// An invocation event. Any JSON can be read as one. An event of no known kind becomes a request
 /// without a path, which the endpoint answers with 404. A field of an unexpected form counts as
 /// absent.
-#[derive(Debug)]
-pub struct Event {
-    kind: Kind,
-    fields: Value,
-}
+#[derive(Debug, Deserialize)]
+#[serde(from = "Box<RawValue>")]
+pub struct Event(Value);
 
 /// Where an event comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -40,30 +38,10 @@ pub enum Kind {
     Unknown,
 }
 
-impl<'de> Deserialize<'de> for Event {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let json = Box::<RawValue>::deserialize(deserializer)?;
+impl From<Box<RawValue>> for Event {
+    fn from(json: Box<RawValue>) -> Self {
         // serde_json refuses half of a surrogate pair, which JSON allows.
-        let fields: Value = serde_json::from_str(json.get()).unwrap_or_default();
-        let context = &fields["requestContext"];
-        let is_load_balancer = context["elb"].is_object();
-        // API Gateway asks authorizers, and passes on WebSocket messages, by events that otherwise
-        // look like requests.
-        let is_request = fields["type"].is_null() && context["connectionId"].is_null();
-        let kind = if !is_request {
-            Kind::Unknown
-        } else if is_load_balancer && fields["multiValueHeaders"].is_object() {
-            Kind::LoadBalancerMultiValue
-        } else if is_load_balancer {
-            Kind::LoadBalancer
-        } else if context["http"]["method"].is_string() {
-            Kind::HttpApi
-        } else if fields["httpMethod"].is_string() && fields["path"].is_string() {
-            Kind::RestApi
-        } else {
-            Kind::Unknown
-        };
-        Ok(Self { kind, fields })
+        Self(serde_json::from_str(json.get()).unwrap_or_default())
     }
 }
 
@@ -75,7 +53,24 @@ pub struct RawQuery(pub String);
 impl Event {
     /// Where the event comes from.
     pub fn kind(&self) -> Kind {
-        self.kind
+        let Self(fields) = self;
+        let context = &fields["requestContext"];
+        let is_load_balancer = context["elb"].is_object();
+        // API Gateway asks authorizers, and passes on WebSocket messages, by events that otherwise
+        // look like requests.
+        if !fields["type"].is_null() || !context["connectionId"].is_null() {
+            Kind::Unknown
+        } else if is_load_balancer && fields["multiValueHeaders"].is_object() {
+            Kind::LoadBalancerMultiValue
+        } else if is_load_balancer {
+            Kind::LoadBalancer
+        } else if context["http"]["method"].is_string() {
+            Kind::HttpApi
+        } else if fields["httpMethod"].is_string() && fields["path"].is_string() {
+            Kind::RestApi
+        } else {
+            Kind::Unknown
+        }
     }
 
     /// The request that the event describes: its method; its path, as
@@ -85,18 +80,14 @@ impl Event {
     /// The fields are those that AWS documents: "payload format version" in the API Gateway
     /// Developer Guide, "Lambda functions as targets" of Elastic Load Balancing.
     pub fn into_request(self) -> Request {
-        let text = |field: &Value| field.as_str().unwrap_or_default().to_owned();
-        let (method, path) = match self.kind {
-            Kind::HttpApi => {
-                (&self.fields["requestContext"]["http"]["method"], &self.fields["rawPath"])
-            }
-            Kind::Unknown => (&Value::Null, &Value::Null),
-            _ => (&self.fields["httpMethod"], &self.fields["path"]),
+        let (method, path) = match self.kind() {
+            Kind::HttpApi => (self.text("/requestContext/http/method"), self.text("/rawPath")),
+            Kind::Unknown => ("", ""),
+            _ => (self.text("/httpMethod"), self.text("/path")),
         };
         let mut request = Request::new(Body::Empty);
         // The endpoint refuses CONNECT, and so every invalid method.
-        *request.method_mut() =
-            Method::from_bytes(text(method).as_bytes()).unwrap_or(Method::CONNECT);
+        *request.method_mut() = Method::from_bytes(method.as_bytes()).unwrap_or(Method::CONNECT);
         // An HTTP API joins repeats by a comma. A second scheme then leaves a blank in the token,
         // and the header is not a valid one (D10).
         let mut headers = self.pairs("multiValueHeaders", "headers");
@@ -111,16 +102,21 @@ impl Event {
                 request.headers_mut().append(AUTHORIZATION, value);
             }
         }
-        let path = text(path);
         request.extensions_mut().insert(RawQuery(self.query()));
         request.with_raw_http_path(path)
     }
 
+    /// A field by its JSON Pointer; empty if it is no text.
+    fn text(&self, pointer: &str) -> &str {
+        self.0.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
+    }
+
     fn query(&self) -> String {
-        if self.kind == Kind::HttpApi {
-            return self.fields["rawQueryString"].as_str().unwrap_or_default().to_owned();
+        let kind = self.kind();
+        if kind == Kind::HttpApi {
+            return self.text("/rawQueryString").to_owned();
         }
-        let encode = |text: &str| match self.kind {
+        let encode = |text: &str| match kind {
             // A REST API decodes names and values, a load balancer leaves them as they are.
             Kind::RestApi => utf8_percent_encode(text, NON_ALPHANUMERIC).to_string(),
             _ => text.to_owned(),
@@ -134,12 +130,12 @@ impl Event {
     /// other has, and the repeats.
     fn pairs(&self, multi_value: &str, single_value: &str) -> Vec<(String, String)> {
         let mut pairs = Vec::new();
-        for (name, values) in self.fields[multi_value].as_object().into_iter().flatten() {
+        for (name, values) in self.0[multi_value].as_object().into_iter().flatten() {
             let values = values.as_array().into_iter().flatten().filter_map(Value::as_str);
             pairs.extend(values.map(|value| (name.clone(), value.to_owned())));
         }
         if pairs.is_empty() {
-            for (name, value) in self.fields[single_value].as_object().into_iter().flatten() {
+            for (name, value) in self.0[single_value].as_object().into_iter().flatten() {
                 pairs.extend(value.as_str().map(|value| (name.clone(), value.to_owned())));
             }
         }

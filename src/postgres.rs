@@ -9,7 +9,7 @@ use std::{
     hash::{BuildHasher, Hasher, RandomState},
     mem::take,
     panic::AssertUnwindSafe,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::{Duration, Instant, UNIX_EPOCH},
 };
 
@@ -24,13 +24,14 @@ use tokio::sync::Semaphore;
 pub use self::failure::{failure, or_nothing};
 use self::{
     failure::{SET_POOLER, connecting, is_refused_password},
-    session::{MARKER, PANICKED, index_scans_off, log_in, settings},
+    session::{MARKER, PANICKED, begin, index_scans_off, log_in, settings},
 };
 use crate::{
     config::{Access, Database},
     credentials::Credentials,
     error::Error,
     invocation::Invocation,
+    lock::lock,
     statement::Statements,
 };
 
@@ -53,10 +54,6 @@ const CANCEL_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long closing the connection may take. Lambda kills the process half a second after SIGTERM
 /// (AWS Lambda Developer Guide, "Lambda execution environment lifecycle").
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(300);
-
-/// Begins a request's transaction through a pooler. There the isolation level cannot be a setting,
-/// because `SET LOCAL` comes too late for it.
-const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 
 /// Opens the connection and keeps it between invocations.
 ///
@@ -291,12 +288,7 @@ impl Connector {
             let _ = write!(connection.first, "; {}", self.statements.collation);
         }
         if self.database.pooler {
-            // What follows holds until the end of the transaction, and is gone with it.
-            let mut begin = BEGIN.to_owned();
-            for (name, value) in &self.settings {
-                let _ = write!(begin, "; SET LOCAL {name} = {value}");
-            }
-            let _ = write!(begin, "; SET LOCAL {MARKER} = {}", self.marker);
+            let begin = begin(&self.settings, &self.marker);
             connection.begin = Some(format!("{begin}; {}", self.statements.session));
         } else {
             // All in one round trip.
@@ -492,9 +484,4 @@ async fn in_time<T>(
     tokio::time::timeout_at(answers_by.into(), answer)
         .await
         .map_err(|_| Error::DatabaseUnavailable(no_answer.to_owned()))
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing in here panics while it holds a lock.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

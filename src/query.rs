@@ -186,24 +186,17 @@ impl SearchTerm {
 /// with single `_` between them. What PostgreSQL's `bigint` cannot hold counts as 2^63-1 (D4).
 fn natural(parameter: &str, args: &Args) -> Result<Option<i64>, Error> {
     let Some(value) = args.get(parameter) else { return Ok(None) };
-    let not_an_integer = || Error::not_an_integer(parameter);
-    let text = str::from_utf8(value).map_err(|_| not_an_integer())?;
+    // What is not UTF-8 is no integer either.
+    let text = str::from_utf8(value).unwrap_or_default();
     let text = text.trim_matches([' ', '\t', '\n', '\r', '\x0b', '\x0c']);
-    let (negative, text) = match text.strip_prefix('-') {
-        Some(rest) => (true, rest),
-        None => (false, text.strip_prefix('+').unwrap_or(text)),
-    };
-    let mut number = 0_i64;
-    for group in text.split('_') {
-        if group.is_empty() {
-            return Err(not_an_integer());
-        }
-        for digit in group.chars() {
-            let digit = digit.to_digit(10).ok_or_else(not_an_integer)?;
-            number = number.saturating_mul(10).saturating_add(digit.into());
-        }
+    let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
+    let is_group = |group: &str| !group.is_empty() && group.bytes().all(|it| it.is_ascii_digit());
+    if !digits.split('_').all(is_group) {
+        return Err(Error::not_an_integer(parameter));
     }
-    if negative && number > 0 {
+    let append = |number: i64, digit: u32| number.saturating_mul(10).saturating_add(digit.into());
+    let number = digits.chars().filter_map(|digit| digit.to_digit(10)).fold(0, append);
+    if text.starts_with('-') && number > 0 {
         return Err(Error::negative_integer(parameter));
     }
     Ok(Some(number))
@@ -286,6 +279,14 @@ mod tests {
             assert_eq!(window(&until_ts), Ok((None, Some(i64::MAX))));
             let both = format!("{from_ts}&until_ts=200000000000000000000");
             assert_eq!(window(&both), Err(Error::UNTIL_NOT_AFTER_FROM));
+        }
+    }
+
+    #[test]
+    fn an_order_is_written_as_it_is_read() {
+        for text in ["user_id", "displayname", "media_length", "media_count"] {
+            let query = parse(&format!("order_by={text}")).unwrap();
+            assert_eq!(query.order_by.as_str(), text);
         }
     }
 

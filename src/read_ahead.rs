@@ -6,12 +6,13 @@
 
 use std::{
     mem::replace,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
     time::Duration,
 };
 
 use crate::{
     invocation::Invocation,
+    lock::lock,
     page::{Budget, Page, UserMedia},
     query::MediaUsageQuery,
 };
@@ -156,7 +157,7 @@ impl ReadAhead {
     fn walks(&self, at: &Invocation) -> MutexGuard<'_, Vec<Walk>> {
         let now_ms = at.now_ms();
         // Nothing in here panics while it holds the lock.
-        let mut walks = self.walks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut walks = lock(&self.walks);
         for walk in walks.iter_mut() {
             walk.kept.take_if(|kept| {
                 let seen_ms = replace(&mut kept.seen_ms, now_ms);

@@ -70,7 +70,7 @@ impl RequestLog<'_> {
     /// Writes the line, unless the log's level is above it: `ERROR` for a failure, `WARN` for a
     /// replica that is behind, else `INFO`.
     pub fn write(&self) {
-        if self.level() <= LevelFilter::current() {
+        if self.verdict().0 <= LevelFilter::current() {
             let line = format!("{}\n", self.line());
             // If stdout is closed there is nowhere to report it.
             let _ = std::io::stdout().lock().write_all(line.as_bytes());
@@ -85,34 +85,31 @@ impl RequestLog<'_> {
         matches!(self.error(), Some(Error::ReplicaBehind(_)))
     }
 
-    fn level(&self) -> Level {
-        match self.error().and_then(Error::cause) {
-            Some(_) if self.is_replica_behind() => Level::WARN,
-            Some(_) => Level::ERROR,
-            None => Level::INFO,
+    /// The line's level and message.
+    fn verdict(&self) -> (Level, &'static str) {
+        match self.error() {
+            None => (Level::INFO, "the request was answered"),
+            Some(Error::Refusal(_)) => (Level::INFO, "the request was refused"),
+            Some(Error::ReplicaBehind(_)) => (Level::WARN, "the request failed"),
+            Some(_) => (Level::ERROR, "the request failed"),
         }
     }
 
     /// The line as a JSON object, with metrics in CloudWatch's embedded metric format for a
     /// function that has a name.
     fn line(&self) -> Value {
-        let message = match (self.error(), self.level()) {
-            (None, _) => "the request was answered",
-            (Some(_), Level::INFO) => "the request was refused",
-            (Some(_), _) => "the request failed",
-        };
+        let (level, message) = self.verdict();
         // A caller who was refused leaves no parameters.
         let Outcome { answer, query, phases } = self.outcome;
         let page = answer.as_ref().ok().and_then(Option::as_ref);
-        let query = query.as_ref().filter(|_| page.is_some() || self.level() != Level::INFO);
-        let total_ms = ms(self.invocation.elapsed());
+        let query = query.as_ref().filter(|_| page.is_some() || level != Level::INFO);
         let timestamp =
             DateTime::from_millis(self.invocation.unix_ms).fmt(DateTimeFormat::DateTime);
         let mut line = json!({
             // Lambda believes the level only of a line that also has a valid time (AWS Lambda
             // Developer Guide, "Log-level filtering").
             "timestamp": timestamp.ok(),
-            "level": self.level().as_str(),
+            "level": level.as_str(),
             "message": message,
             "request_id": self.request_id,
             "kind": self.kind,
@@ -133,13 +130,12 @@ impl RequestLog<'_> {
             "mas_ms": phases.mas.map(ms),
             "database_ms": phases.database.map(ms),
             "homeserver_ms": phases.homeserver.map(ms),
-            "total_ms": total_ms,
+            "total_ms": ms(self.invocation.elapsed()),
             "cold_start": self.cold_start,
             "retries": phases.retries,
         });
-        if let Some(function_name) =
-            env::var("AWS_LAMBDA_FUNCTION_NAME").ok().filter(|it| !it.is_empty())
-        {
+        let function_name = env::var("AWS_LAMBDA_FUNCTION_NAME").unwrap_or_default();
+        if !function_name.is_empty() {
             self.add_metrics(&mut line, &function_name);
         }
         line

@@ -61,15 +61,14 @@ impl Service {
     /// the admin who asks sees where to look; a function that exits would show them a gateway's
     /// error page.
     pub fn new(config: Result<Config, Vec<String>>) -> Self {
-        if let Err(problems) = &config {
-            let error = problems.join("; ");
-            tracing::error!(%error, "the configuration is wrong");
-        }
         let backends = config.map(|config| Backends {
             connector: Connector::new(config.database, config.statement_timeout),
             authenticator: Authenticator::new(config.authentication),
             read_ahead: ReadAhead::new(config.read_ahead_seconds, ReadAhead::STEPS),
         });
+        if let Err(problems) = &backends {
+            tracing::error!(error = %problems.join("; "), "the configuration is wrong");
+        }
         Self { backends: backends.ok(), is_warm: AtomicBool::new(false) }
     }
 
@@ -77,9 +76,8 @@ impl Service {
     /// `unix_ms`, in ms. If that fails, the request tries again.
     pub async fn connect(&self, unix_ms: i64) {
         let Some(Backends { connector, authenticator, .. }) = &self.backends else { return };
-        let (connected, prepared) =
-            futures_util::join!(connector.open_idle(unix_ms), authenticator.prepare());
-        for error in [connected.err(), prepared.err()].into_iter().flatten() {
+        let ready = futures_util::join!(connector.open_idle(unix_ms), authenticator.prepare());
+        for error in [ready.0.err(), ready.1.err()].into_iter().flatten() {
             let cause = error.cause().unwrap_or_default();
             tracing::error!(%cause, "not ready yet; the request will try again");
         }
@@ -101,8 +99,7 @@ impl Service {
             tracing::warn!("the event is of no gateway that this function knows");
         }
         let request = event.into_request();
-        let mut outcome = self.outcome(&request, kind.budget(), &invocation).await;
-        let mut response = response(&request, &mut outcome);
+        let (mut response, outcome) = self.respond(&request, kind.budget(), &invocation).await;
         if let Ok(request_id) = HeaderValue::from_str(request_id) {
             response.headers_mut().insert("synapse-trace-id", request_id);
         }
@@ -120,28 +117,24 @@ impl Service {
         kind.answer(response)
     }
 
-    /// Answers a request with a body within `budget`.
+    /// Answers a request with a body within `budget`, and says how that went.
     pub async fn respond(
         &self,
         request: &Request,
         budget: Budget,
-        invocation: Invocation,
-    ) -> Response<Body> {
-        response(request, &mut self.outcome(request, budget, &invocation).await)
-    }
-
-    async fn outcome(&self, request: &Request, budget: Budget, invocation: &Invocation) -> Outcome {
+        at: &Invocation,
+    ) -> (Response<Body>, Outcome) {
         let args = Args::parse(request.extensions().get::<RawQuery>().map_or("", |query| &query.0));
         let query = MediaUsageQuery::parse(&args);
         let mut phases = Phases::default();
         let answer = async {
             let Some(backends) = self.route(request)? else { return Ok(None) };
             let token = AccessToken::from_request(request.headers(), &args)?;
-            let step = Cell::default();
-            let asking = Asking { backends, query: &query, budget, at: invocation, step };
+            let asking = Asking { backends, query: &query, budget, at, step: Cell::default() };
             asking.ask(token, &mut phases).await
         };
-        Outcome { answer: answer.await, query: query.ok(), phases }
+        let mut outcome = Outcome { answer: answer.await, query: query.ok(), phases };
+        (response(request, &mut outcome), outcome)
     }
 
     /// Whom to ask; nobody for a preflight.
@@ -165,13 +158,12 @@ impl Asking<'_> {
         let authenticator = &self.backends.authenticator;
         let mut claim = authenticator.claim(token, self.at, &mut phases.mas).await?;
         loop {
-            let page = self.ask_database(&claim, phases).await?;
-            if page.is_some() {
+            if let page @ Some(_) = self.ask_database(&claim, phases).await? {
                 return Ok(page);
             }
             // The replica does not know the token. The homeserver may, and then the replica is
             // asked what its user may do.
-            claim = authenticator.vouch(claim, self.at, &mut phases.homeserver).await?;
+            claim = authenticator.vouch(claim, &mut phases.homeserver).await?;
         }
     }
 
@@ -198,12 +190,10 @@ impl Asking<'_> {
 
     async fn page(&self, connection: &mut Connection, claim: &Claim) -> Answer {
         let Backends { authenticator, read_ahead, .. } = self.backends;
-        let admin = authenticator.admin(connection, claim, self.at.unix_ms).await?;
-        let Some(admin) = admin else { return Ok(None) };
+        let Some(admin) = authenticator.admin(connection, claim).await? else { return Ok(None) };
         // After the token, as in Synapse: who may not ask does not learn what may be asked.
         let query = self.query.as_ref().map_err(Clone::clone)?;
-        let page = kept_media_usage(read_ahead, &admin, query, self.budget, self.at);
-        if page.is_some() {
+        if let page @ Some(_) = kept_media_usage(read_ahead, &admin, query, self.budget, self.at) {
             return Ok(page);
         }
         let kept = self.step.take().map(|users| read_ahead.room(users, query, self.at));

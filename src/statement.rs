@@ -133,3 +133,51 @@ impl Shape {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::query::Args;
+
+    #[test]
+    fn the_rule_picks_the_shape_that_is_good_for_a_query() {
+        for (text, shape) in [
+            ("", Shape::Walk),
+            ("order_by=displayname&dir=b&limit=1000&search_term=a", Shape::Walk),
+            ("limit=1001", Shape::OnePass),
+            ("limit=1001&search_term=a", Shape::Search),
+            ("from_ts=1", Shape::Counts),
+            ("order_by=displayname&until_ts=1&search_term=a", Shape::Counts),
+            ("limit=1001&from_ts=1", Shape::OnePass),
+            ("limit=1001&from_ts=1&search_term=a", Shape::OnePass),
+            ("order_by=media_count", Shape::Counts),
+            ("order_by=media_count&from_ts=1", Shape::Counts),
+            ("order_by=media_count&search_term=a", Shape::Search),
+            ("order_by=media_count&until_ts=1&search_term=a", Shape::Counts),
+            ("order_by=media_count&limit=1001", Shape::OnePass),
+            ("order_by=media_count&dir=b", Shape::OnePass),
+            ("order_by=media_count&dir=b&search_term=a", Shape::Search),
+            ("order_by=media_length", Shape::OnePass),
+            ("order_by=media_length&search_term=a", Shape::Search),
+            ("order_by=media_length&from_ts=1&search_term=a", Shape::OnePass),
+        ] {
+            let query = MediaUsageQuery::parse(&Args::parse(text)).unwrap();
+            assert_eq!(Shape::for_query(&query, false), shape, "{text}");
+            assert_eq!(Shape::for_query(&query, true), Shape::OnePass, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_sent_is_what_the_file_prepares() {
+        let statements = Statements::in_schema("public");
+        assert!(statements.user.starts_with("SELECT name,"), "{}", statements.user);
+        assert!(statements.user.ends_with("\n WHERE name = $1"), "{}", statements.user);
+        let file = include_str!("sql/walk.sql");
+        assert!(file.ends_with(&format!(" AS\n{};\n", statements.walk)));
+        assert!(statements.page(Shape::Walk).starts_with("WITH RECURSIVE"));
+
+        let elsewhere = Statements::in_schema("Synapse").page(Shape::Walk).to_owned();
+        assert_eq!(elsewhere.replace("\"Synapse\".", "public."), statements.walk);
+        assert!(!elsewhere.contains("public"));
+    }
+}

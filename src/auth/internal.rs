@@ -2,20 +2,18 @@
 
 use sqlx::Row;
 
-use super::{Admin, Claim};
+use super::{Admin, Claim, Verdict};
 use crate::{
     error::Error,
     postgres::{Connection, failure},
 };
 
-/// Whether the claim is an admin's; `None` if the token is unknown and the homeserver may be asked.
+/// Whether the claim is an admin's.
 pub(super) async fn admin(
     connection: &mut Connection,
     claim: &Claim,
-    may_ask: bool,
     account_validity: bool,
-    now_ms: i64,
-) -> Result<Option<Admin>, Error> {
+) -> Verdict {
     let column = |error: sqlx::Error| failure("reading the user of an access token", &error);
     let user = if let Some(owner) = &claim.owner {
         let query = sqlx::query(&connection.statements.user).bind(&owner.user_id);
@@ -26,13 +24,13 @@ pub(super) async fn admin(
         match connection.row("looking up an access token", query).await? {
             Some(user) => {
                 let valid_until_ms: Option<i64> = user.try_get("valid_until_ms").map_err(column)?;
-                if valid_until_ms.is_some_and(|valid_until_ms| valid_until_ms < now_ms) {
+                if valid_until_ms.is_some_and(|valid_until_ms| valid_until_ms < claim.at.unix_ms) {
                     return Err(Error::EXPIRED_TOKEN);
                 }
                 user
             }
             // One of the last seconds, an application service's, or none at all.
-            None if may_ask => return Ok(None),
+            None if claim.may_ask => return Ok(None),
             None => return Err(Error::UNKNOWN_TOKEN),
         }
     };
@@ -55,7 +53,7 @@ pub(super) async fn admin(
         let query = sqlx::query(&connection.statements.account_validity).bind(user_id);
         if let Some(account) = connection.row("looking up an account's validity", query).await? {
             let expiration_ts_ms: i64 = account.try_get("expiration_ts_ms").map_err(column)?;
-            if expiration_ts_ms <= now_ms {
+            if expiration_ts_ms <= claim.at.unix_ms {
                 return Err(refusal(Error::ACCOUNT_EXPIRED, "it has the account expired"));
             }
         }

@@ -19,31 +19,22 @@ const DEVICE: [&str; 2] =
 /// The scope of an admin of the homeserver.
 const ADMIN: &str = "urn:synapse:admin:*";
 
-/// What MAS says of a token.
-#[derive(Debug, Clone)]
+/// What MAS says of a token: its answer (RFC 7662, section 2.2), with MAS's own `device_id`. Of other
+/// fields nothing is asked.
+#[derive(Debug, Clone, Deserialize)]
 pub struct Introspection {
-    /// What the token is good for.
-    pub scope: BTreeSet<String>,
+    active: bool,
+    /// Items with blanks between them, see [`Introspection::scope`].
+    scope: Option<String>,
     /// The localpart of its user.
     pub username: Option<String>,
     /// The device that MAS names.
     device_id: Option<String>,
-    /// When it was asked for, as Unix time in ms.
-    pub(super) at_ms: i64,
-    /// When the token ends, likewise; `None` is never.
-    pub until_ms: Option<i128>,
-}
-
-/// The answer (RFC 7662, section 2.2), and MAS's own `device_id`. Of other fields nothing is
-/// asked.
-#[derive(Deserialize)]
-struct Answer {
-    active: bool,
-    scope: Option<String>,
-    username: Option<String>,
-    device_id: Option<String>,
-    /// In s, from now on.
+    /// When the token ends, in s from `at_ms` on; `None` is never.
     expires_in: Option<i128>,
+    /// When it was asked for, as Unix time in ms.
+    #[serde(skip)]
+    pub(super) at_ms: i64,
 }
 
 impl Introspection {
@@ -56,21 +47,18 @@ impl Introspection {
         if !status.is_success() {
             return Err(Error::IntrospectionFailed(format!("it answered with status {status}")));
         }
-        let answer: Answer = object(body).ok_or_else(|| {
-            Error::IntrospectionFailed("its answer is no introspection".to_owned())
-        })?;
-        if !answer.active {
+        let rubbish = || Error::IntrospectionFailed("its answer is no introspection".to_owned());
+        let introspection: Self = object(body).ok_or_else(rubbish)?;
+        if !introspection.active {
             return Err(Error::TOKEN_NOT_ACTIVE);
         }
-        let scope = answer.scope.unwrap_or_default();
-        let until_ms = |seconds: i128| seconds.saturating_mul(1000).saturating_add(now_ms.into());
-        Ok(Self {
-            scope: scope.split(' ').filter(|item| !item.is_empty()).map(str::to_owned).collect(),
-            username: answer.username,
-            device_id: answer.device_id,
-            at_ms: now_ms,
-            until_ms: answer.expires_in.map(until_ms),
-        })
+        Ok(Self { at_ms: now_ms, ..introspection })
+    }
+
+    /// What the token is good for.
+    pub fn scope(&self) -> impl Iterator<Item = &str> {
+        let scope = self.scope.as_deref().unwrap_or_default();
+        scope.split(' ').filter(|item| !item.is_empty())
     }
 
     /// The device that the token is of: the one that MAS names, else that of the scope. A token
@@ -80,14 +68,12 @@ impl Introspection {
     ///
     /// [`Error::MULTIPLE_DEVICE_IDS`], [`Error::INVALID_DEVICE_ID`].
     pub fn device_id(&self) -> Result<Option<String>, Error> {
-        let in_scope = || {
-            let scope = self.scope.iter();
-            scope.filter_map(|item| DEVICE.iter().find_map(|prefix| item.strip_prefix(prefix)))
-        };
+        let in_scope =
+            self.scope().filter_map(|item| DEVICE.iter().find_map(|it| item.strip_prefix(it)));
         // The same device can be there by both prefixes.
         let mut device_ids: BTreeSet<_> = match &self.device_id {
             Some(device_id) => [device_id.as_str()].into(),
-            None => in_scope().collect(),
+            None => in_scope.collect(),
         };
         let Some(device_id) = device_ids.pop_first() else { return Ok(None) };
         if !device_ids.is_empty() {
@@ -101,17 +87,18 @@ impl Introspection {
 
     /// Whether the token is one for the client-server API.
     pub(super) fn is_for_client_api(&self) -> bool {
-        CLIENT_API.iter().any(|scope| self.scope.contains(*scope))
+        self.scope().any(|item| CLIENT_API.contains(&item))
     }
 
     /// Whether the token is an admin's.
     pub(super) fn is_for_admin(&self) -> bool {
-        self.scope.contains(ADMIN)
+        self.scope().any(|item| item == ADMIN)
     }
 
     /// Whether the token has ended at the Unix time `now_ms`, in ms.
-    pub(super) fn has_expired(&self, now_ms: i64) -> bool {
-        self.until_ms.is_some_and(|until_ms| until_ms <= now_ms.into())
+    pub fn has_expired(&self, now_ms: i64) -> bool {
+        let until_ms = |s: i128| s.saturating_mul(1000).saturating_add(self.at_ms.into());
+        self.expires_in.map(until_ms).is_some_and(|until_ms| until_ms <= now_ms.into())
     }
 }
 
@@ -121,11 +108,12 @@ mod tests {
 
     fn introspection(scope: &str, device_id: Option<&str>) -> Introspection {
         Introspection {
-            scope: scope.split(' ').map(str::to_owned).collect(),
+            active: true,
+            scope: Some(scope.to_owned()),
             username: None,
             device_id: device_id.map(str::to_owned),
+            expires_in: None,
             at_ms: 0,
-            until_ms: None,
         }
     }
 

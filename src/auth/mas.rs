@@ -5,17 +5,16 @@ use std::{collections::HashMap, sync::Mutex};
 
 use hyper::{
     Method, Request, StatusCode,
-    body::Bytes,
     header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue},
 };
 use ring::digest::{SHA256, digest};
 use sqlx::Row;
 use url::form_urlencoded;
 
-use super::{AccessToken, Admin, Claim, introspection::Introspection};
+use super::{AccessToken, Admin, Claim, Verdict, introspection::Introspection};
 use crate::{
     aws::{Failure, Secret},
-    client::{Client, bearer},
+    client::{Answer, Client, bearer},
     config::{MasConfig, MasSecret},
     error::Error,
     hidden::Hidden,
@@ -44,7 +43,7 @@ enum SharedSecret {
     /// As the configuration has it.
     Text(Hidden<String>),
     /// As the `Authorization` header that MAS wants.
-    Managed(Box<Secret<HeaderValue>>),
+    Arn(Box<Secret<HeaderValue>>),
 }
 
 impl Mas {
@@ -54,9 +53,7 @@ impl Mas {
             client: Client::new(&config.endpoint, "/oauth2/introspect"),
             secret: match config.secret {
                 MasSecret::Text(text) => SharedSecret::Text(text),
-                MasSecret::Arn(arn) => {
-                    SharedSecret::Managed(Box::new(Secret::new(&arn, authorization)))
-                }
+                MasSecret::Arn(arn) => SharedSecret::Arn(Secret::new(&arn, authorization).into()),
             },
             server_name: config.server_name,
             cache_ms: config.cache_ms,
@@ -64,8 +61,8 @@ impl Mas {
         }
     }
 
-    /// The `Authorization` header that MAS wants. A secret of Secrets Manager is read ahead of the
-    /// first request by this; if that fails, the request tries again.
+    /// The `Authorization` header that MAS wants. Whoever asks for it ahead of the first request has
+    /// the secret read by then. If that fails, the request tries again.
     ///
     /// # Errors
     ///
@@ -75,7 +72,7 @@ impl Mas {
             SharedSecret::Text(text) => {
                 authorization(text.expose()).map_err(Error::IntrospectionFailed)
             }
-            SharedSecret::Managed(secret) => secret.get().await.map_err(no_secret),
+            SharedSecret::Arn(secret) => secret.get().await.map_err(no_secret),
         }
     }
 
@@ -102,7 +99,7 @@ impl Mas {
     async fn ask(&self, token: &AccessToken, now_ms: i64) -> Result<Introspection, Error> {
         let mut answer = self.send(token, self.authorization().await?).await?;
         if matches!(answer.0, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
-            && let SharedSecret::Managed(secret) = &self.secret
+            && let SharedSecret::Arn(secret) = &self.secret
             // The secret may have been rotated since it was read.
             && let Some(renewed) = secret.renewed().await.map_err(no_secret)?
         {
@@ -121,11 +118,7 @@ impl Mas {
         Ok(introspection)
     }
 
-    async fn send(
-        &self,
-        token: &AccessToken,
-        authorization: HeaderValue,
-    ) -> Result<(StatusCode, Bytes), Error> {
+    async fn send(&self, token: &AccessToken, authorization: HeaderValue) -> Result<Answer, Error> {
         let form = form_urlencoded::Serializer::new(String::new())
             .append_pair("token", token.expose())
             .append_pair("token_type_hint", "access_token")
@@ -155,12 +148,7 @@ impl Mas {
     /// # Errors
     ///
     /// The refusals of [`Error`], in Synapse's order.
-    pub async fn admin(
-        &self,
-        connection: &mut Connection,
-        claim: &Claim,
-        may_ask: bool,
-    ) -> Result<Option<Admin>, Error> {
+    pub async fn admin(&self, connection: &mut Connection, claim: &Claim) -> Verdict {
         // Every claim has one here. If this had none, that would be no fault of the token.
         let not_asked = || Error::IntrospectionFailed("nobody has asked MAS".to_owned());
         let introspection = claim.introspection.as_ref().ok_or_else(not_asked)?;
@@ -174,7 +162,8 @@ impl Mas {
         }
         let user_id = format!("@{username}:{}", self.server_name);
         let device_id = introspection.device_id();
-        let absent = self.absent(connection, &user_id, device_id.as_ref().ok()).await?;
+        let known_device_id = device_id.as_ref().ok().and_then(Option::as_deref);
+        let absent = absent(connection, &user_id, known_device_id).await?;
         // What is odd in the introspection is odd for the homeserver too.
         match (absent, &claim.owner) {
             (None, _) => drop(device_id?),
@@ -187,7 +176,7 @@ impl Mas {
             (Some(absent), None) => {
                 lock(&self.remembered).remove(&key(&claim.token));
                 // The homeserver asks MAS anew, and its primary database.
-                return if may_ask { device_id.map(|_| None) } else { Err(absent) };
+                return if claim.may_ask { device_id.map(|_| None) } else { Err(absent) };
             }
         }
         if !introspection.is_for_admin() {
@@ -195,28 +184,26 @@ impl Mas {
         }
         Ok(Some(Admin(())))
     }
+}
 
-    /// What the replica lacks of a user and a device; `None` if nothing.
-    async fn absent(
-        &self,
-        connection: &mut Connection,
-        user_id: &str,
-        device_id: Option<&Option<String>>,
-    ) -> Result<Option<Error>, Error> {
-        let device_id = device_id.and_then(Option::as_deref);
-        let query = sqlx::query(&connection.statements.device).bind(user_id).bind(device_id);
-        let found = connection.row("looking up a device", query).await?;
-        // A name that the database's encoding cannot write is nobody's.
-        let Some(found) = found else { return Ok(Some(Error::USER_NOT_FOUND)) };
-        let column = |error: sqlx::Error| failure("reading a device", &error);
-        let user_is_known: bool = found.try_get("user_is_known").map_err(column)?;
-        let device_is_known: bool = found.try_get("device_is_known").map_err(column)?;
-        Ok(match (user_is_known, device_is_known) {
-            (false, _) => Some(Error::USER_NOT_FOUND),
-            (true, false) if device_id.is_some() => Some(Error::TOKEN_NOT_ACTIVE),
-            _ => None,
-        })
-    }
+/// What the replica lacks of a user and a device; `None` if nothing.
+async fn absent(
+    connection: &mut Connection,
+    user_id: &str,
+    device_id: Option<&str>,
+) -> Result<Option<Error>, Error> {
+    let query = sqlx::query(&connection.statements.device).bind(user_id).bind(device_id);
+    let found = connection.row("looking up a device", query).await?;
+    // A name that the database's encoding cannot write is nobody's.
+    let Some(found) = found else { return Ok(Some(Error::USER_NOT_FOUND)) };
+    let column = |error: sqlx::Error| failure("reading a device", &error);
+    Ok(if !found.try_get("user_is_known").map_err(column)? {
+        Some(Error::USER_NOT_FOUND)
+    } else if device_id.is_some() && !found.try_get("device_is_known").map_err(column)? {
+        Some(Error::TOKEN_NOT_ACTIVE)
+    } else {
+        None
+    })
 }
 
 fn key(token: &AccessToken) -> Vec<u8> {
@@ -229,6 +216,5 @@ fn authorization(secret: &str) -> Result<HeaderValue, String> {
 }
 
 fn no_secret(failure: Failure) -> Error {
-    let (Failure::Unavailable(cause) | Failure::Refused(cause)) = failure;
-    Error::IntrospectionFailed(cause)
+    Error::IntrospectionFailed(failure.cause)
 }

@@ -110,10 +110,9 @@ pub(super) fn is_refused_password(error: &sqlx::Error) -> bool {
 
 impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
-        match failure {
-            Failure::Unavailable(cause) => Self::DatabaseUnavailable(cause),
-            Failure::Refused(cause) => Self::DatabaseFailed(cause),
-        }
+        let kind =
+            if failure.is_passing { Self::DatabaseUnavailable } else { Self::DatabaseFailed };
+        kind(failure.cause)
     }
 }
 

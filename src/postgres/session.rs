@@ -1,6 +1,6 @@
 //! A session's settings, and logging in.
 
-use std::{panic::AssertUnwindSafe, sync::Arc, thread, time::Duration};
+use std::{fmt::Write as _, panic::AssertUnwindSafe, sync::Arc, thread, time::Duration};
 
 use futures_util::FutureExt;
 use sqlx::{ConnectOptions, PgConnection, postgres::PgConnectOptions};
@@ -40,6 +40,17 @@ pub(super) fn settings(statement_timeout: Duration) -> Vec<(&'static str, String
         // Users to be summed up and sorted stay in memory; in kB.
         ("work_mem", "65536".to_owned()),
     ]
+}
+
+/// Begins a request's transaction through a pooler. There the isolation level cannot be a setting,
+/// because `SET LOCAL` comes too late for it. What is set is gone with the transaction.
+pub(super) fn begin(settings: &[(&str, String)], marker: &str) -> String {
+    let mut begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY".to_owned();
+    for (name, value) in settings.iter().map(|(name, value)| (*name, value.as_str())) {
+        let _ = write!(begin, "; SET LOCAL {name} = {value}");
+    }
+    let _ = write!(begin, "; SET LOCAL {MARKER} = {marker}");
+    begin
 }
 
 /// Takes the indexes out of all plans: of a transaction, or of a session that is the function's alone.

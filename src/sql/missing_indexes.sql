@@ -3,16 +3,15 @@
 --
 -- Asked once a connection, together with session.sql and as warily. Only what the role may read counts:
 -- access_tokens is not read with MAS_ENDPOINT, and devices only then.
-SELECT pg_catalog.string_agg(name[2] OPERATOR(pg_catalog.||) ' (' OPERATOR(pg_catalog.||) needed.column_name
+SELECT pg_catalog.string_agg(needed.table_name OPERATOR(pg_catalog.||) ' (' OPERATOR(pg_catalog.||) needed.column_name
                              OPERATOR(pg_catalog.||) ')', ', ') AS missing_indexes
-  FROM (VALUES ('public.access_tokens', 'token'), ('public.devices', 'user_id'),
-               ('public.local_media_repository', 'user_id'), ('public.profiles', 'full_user_id'),
-               ('public.users', 'name')) AS needed(table_name, column_name)
-       CROSS JOIN LATERAL pg_catalog.parse_ident(needed.table_name) AS name
+  FROM (VALUES ('access_tokens', 'token'), ('devices', 'user_id'), ('local_media_repository', 'user_id'),
+               ('profiles', 'full_user_id'), ('users', 'name')) AS needed(table_name, column_name)
+       CROSS JOIN pg_catalog.parse_ident('public.local_media_repository') AS name
        JOIN pg_catalog.pg_namespace ON pg_namespace.nspname OPERATOR(pg_catalog.=) name[1]
        JOIN pg_catalog.pg_class
        ON pg_class.relnamespace OPERATOR(pg_catalog.=) pg_namespace.oid
-          AND pg_class.relname OPERATOR(pg_catalog.=) name[2]
+          AND pg_class.relname OPERATOR(pg_catalog.=) needed.table_name
        JOIN pg_catalog.pg_attribute
        ON pg_attribute.attrelid OPERATOR(pg_catalog.=) pg_class.oid
           AND pg_attribute.attname OPERATOR(pg_catalog.=) needed.column_name

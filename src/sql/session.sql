@@ -1,22 +1,24 @@
--- The first question to a session: its backend's process id, by which a statement of it can be
--- cancelled; a marker, which is set only if the session has the function's own settings; and whether
--- one_pass.sql is to answer everything.
+-- The first question to a session.
 --
--- one_pass.sql is to answer where there are so few media that one pass takes less time than planning
--- anything better: less than 128 pages, 1 MiB and some four thousand files. And where there is no
--- index for the others to walk: one that is valid, complete, a B-tree, in the order of its first
--- column user_id and of that column's collation. Without it each of their steps would read the whole
--- table.
+-- pid: its backend's process id, by which another session can cancel its statement.
+-- marker: what the function's own settings set; null or empty where they did not arrive.
+-- one_pass: whether one_pass.sql is to answer everything.
+--
+-- It is where there are so few media that one pass takes less time than planning anything better:
+-- less than 128 pages, 1 MiB and some four thousand files. And where there is no index for the other
+-- statements to walk, because then each of their steps would read the whole table. Such an index is
+-- valid and complete, a B-tree, in the order of its first column user_id and of that column's
+-- collation.
 --
 -- Asked once a connection, and through a pooler once a request, before the settings are known to be
--- there. Until then search_path may be somebody else's, and a name may find a function, an operator
--- or a table of his. So each name here has its schema, and each operator is written out: no IN, LIKE,
--- BETWEEN, USING or CASE x WHEN, which are operators in disguise.
+-- there. Until then search_path may be a stranger's, and a bare name may find the stranger's
+-- function, operator or table. So each name here has its schema and each operator is written out.
+-- IN, LIKE, BETWEEN, USING and CASE x WHEN are operators in disguise.
 --
 -- The catalog's number of pages is as of the latest VACUUM or ANALYZE; reltuples is negative where
 -- there was none. Asking for the file's own size would have to wait for whoever locks the table. The
--- table is looked up by its name: regclass would be an error without USAGE on its schema, before
--- anybody could say what the role lacks.
+-- table is looked up by its name: without USAGE on its schema regclass is an error, before anybody
+-- could say what the role lacks.
 SELECT pg_catalog.pg_backend_pid() AS pid,
        pg_catalog.current_setting('synapse_media_usage.session', true) AS marker,
        coalesce((

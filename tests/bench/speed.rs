@@ -1,7 +1,7 @@
 //! Requests through the whole function, event in and answer out, against the two statements that
 //! Synapse sends for each page, over the same driver to the same server.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use sqlx::{Connection, PgConnection, Row, postgres::PgConnectOptions};
@@ -97,6 +97,9 @@ pub fn run(scale: &Scale) {
             ("STATEMENT_TIMEOUT_MS", "600000"),
         ]);
         table(requests().iter(), &database, &function, facts, scale.rounds);
+        if matches!(set.as_str(), "M" | "L") {
+            whole_walks(set, &database, facts);
+        }
         if set == "M" {
             for (of, index, asks_for_it) in OPTIONAL_INDEXES {
                 block_on(
@@ -159,28 +162,13 @@ fn measure(
     rounds: usize,
 ) {
     let from = (users as f64 * request.depth) as i64;
-    let from_ts = (request.window < 1.0)
-        .then(|| last_ts - ((last_ts - first_ts) as f64 * request.window) as i64);
-    let mut query = format!(
-        "from={from}&limit={}&order_by={}&dir={}",
-        request.limit, request.order_by, request.dir
-    );
-    query.extend(from_ts.map(|from_ts| format!("&from_ts={from_ts}")));
-    query.extend(request.search_term.map(|term| format!("&search_term={term}")));
+    let (query, from_ts) = query(request, from, (first_ts, last_ts));
     let event = event(&query);
     let synapse = synapse_statements(request, from, from_ts);
 
     let (mut theirs, mut ours) = (Vec::new(), Vec::new());
     block_on(async {
-        let options = PgConnectOptions::new_without_pgpass()
-            .host("127.0.0.1")
-            .port(cluster().port)
-            .username("media_usage")
-            .password("p@ss/word")
-            .database(&database.name)
-            // The role's own limit is the function's, and on L Synapse's statements take longer.
-            .options([("statement_timeout", "0")]);
-        let mut connection = PgConnection::connect_with(&options).await.unwrap();
+        let mut connection = synapse_connection(database).await;
         for _ in 0..rounds {
             let start = Instant::now();
             let count: i64 =
@@ -206,6 +194,87 @@ fn measure(
         ms(ours),
         ms(theirs) / ms(ours)
     );
+}
+
+/// The query string of a request from a depth on, and the time from which media count.
+#[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "rough sizes")]
+fn query(request: &Request, from: i64, (first_ts, last_ts): (i64, i64)) -> (String, Option<i64>) {
+    let from_ts = (request.window < 1.0)
+        .then(|| last_ts - ((last_ts - first_ts) as f64 * request.window) as i64);
+    let mut query = format!(
+        "from={from}&limit={}&order_by={}&dir={}",
+        request.limit, request.order_by, request.dir
+    );
+    query.extend(from_ts.map(|from_ts| format!("&from_ts={from_ts}")));
+    query.extend(request.search_term.map(|term| format!("&search_term={term}")));
+    (query, from_ts)
+}
+
+async fn synapse_connection(database: &Database) -> PgConnection {
+    let options = PgConnectOptions::new_without_pgpass()
+        .host("127.0.0.1")
+        .port(cluster().port)
+        .username("media_usage")
+        .password("p@ss/word")
+        .database(&database.name)
+        // The role's own limit is the function's, and on L Synapse's statements take longer.
+        .options([("statement_timeout", "0")]);
+    PgConnection::connect_with(&options).await.unwrap()
+}
+
+/// Walks through all pages, beside Synapse's statements at sampled depths times the pages.
+fn whole_walks(set: &str, database: &Database, (_, first_ts, last_ts): (i64, i64, i64)) {
+    const SAMPLES: usize = 5;
+    let walks = [
+        request("all", "user_id", "f", 100),
+        request("all", "media_length", "b", 50),
+        Request { search_term: Some(MOST), ..request("search: most match", "user_id", "f", 100) },
+        Request { window: 0.3, ..request("last 30 % of the time", "media_length", "b", 100) },
+    ];
+    let function = Function::start(&[("DATABASE_URL", &database.url())]);
+    let mut rows = Vec::new();
+    for request in &walks {
+        let (mut from, mut depths, mut ours) = (Some(0), Vec::new(), Duration::ZERO);
+        while let Some(depth) = from {
+            let (query, _) = query(request, depth, (first_ts, last_ts));
+            let (time, answer) = function.timed(event(&query).as_bytes());
+            let body: Value =
+                serde_json::from_str(answer.unwrap()["body"].as_str().unwrap()).unwrap();
+            (ours, from) = (ours + time, body["next_token"].as_i64());
+            depths.push(depth);
+        }
+        let theirs = block_on(async {
+            let mut connection = synapse_connection(database).await;
+            let start = Instant::now();
+            for sample in 0..SAMPLES {
+                let depth = depths[(depths.len() - 1) * sample / (SAMPLES - 1)];
+                let (_, from_ts) = query(request, depth, (first_ts, last_ts));
+                for statement in synapse_statements(request, depth, from_ts) {
+                    sqlx::query(&statement).fetch_all(&mut connection).await.unwrap();
+                }
+            }
+            let time = start.elapsed() / u32::try_from(SAMPLES).unwrap();
+            connection.close().await.unwrap();
+            time * u32::try_from(depths.len()).unwrap()
+        });
+        rows.push((request, depths.len(), theirs.as_secs_f64(), ours.as_secs_f64()));
+    }
+    let memory = function.peak_memory() / 1_000_000;
+    let log = function.stop();
+    let mut lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    println!("\n## Whole walks, {set}: peak resident memory {memory} MB\n");
+    println!(
+        "| order_by | dir | limit | walk | pages | page statements | Synapse's statements, s | the function, s | times faster |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|");
+    for (Request { order_by, dir, limit, name, .. }, pages, theirs, ours) in rows {
+        let sources = lines.by_ref().take(pages).map(|line| line["source"] == "database");
+        let statements = sources.filter(|is| *is).count();
+        let times = theirs / ours;
+        println!(
+            "| {order_by} | {dir} | {limit} | {name} | {pages} | {statements} | {theirs:.1} | {ours:.2} | {times:.0} |"
+        );
+    }
 }
 
 /// Count and page as Synapse asks for them (`get_users_media_usage_paginate`): the same groups

@@ -74,10 +74,10 @@ fn a_token_expires_after_its_last_millisecond() {
     let case =
         cases().into_iter().find(|case| case.name == "token/query/syt-admin-year2100").unwrap();
     for (unix_ms, status) in [(4_102_444_800_000, 200), (4_102_444_800_001, 401)] {
-        let response = block_on(service.respond(
+        let (response, _) = block_on(service.respond(
             &request(&case),
             Budget::INVOCATION,
-            Invocation { unix_ms, ..now() },
+            &Invocation { unix_ms, ..now() },
         ));
         assert_eq!(response.status(), status, "{unix_ms}");
     }

@@ -203,6 +203,19 @@ fn the_url_gives_what_the_secret_lacks() {
 }
 
 #[test]
+fn a_place_that_cannot_be_reached_is_looked_up_again() {
+    let database = block_on(Database::of_conformance("synapse-94"));
+    let right = full(&database, "media_usage", "p@ss/word");
+    let wrong = right.replace(&database.cluster.port.to_string(), "1");
+    let secret = Secret::create(&format!("moved_{}", database.name), &wrong);
+    let function = secret.start(&[]);
+    assert_eq!(ask(&function).0, 503);
+    secret.put(&right, TOKENS[1], "AWSCURRENT");
+    assert_eq!(ask(&function).0, 200);
+    function.stop();
+}
+
+#[test]
 fn a_username_that_saslprep_refuses_is_read_again_once_it_is_right() {
     let database = block_on(Database::of_conformance("synapse-94"));
     // Swapped, and with a newline at the end, which is enough to make sqlx panic.

@@ -34,4 +34,5 @@ mod support;
 mod tls;
 mod traps;
 mod versions;
+mod walks;
 mod whoami;

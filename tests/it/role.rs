@@ -528,15 +528,15 @@ fn a_role_that_is_not_the_function_s_is_left_as_it_is() {
             "rights on parameter log_statement",
         ));
     }
-    let (mut roles, mut given_by_database) = (Vec::new(), String::new());
+    let (mut roles, mut given_to_them) = (Vec::new(), Vec::new());
     for (number, (database, given, called)) in excesses.into_iter().enumerate() {
         let user = format!("other_{number}");
-        given_by_database +=
-            &format!("\\c {database}\nCREATE ROLE {user};\n{};\n", of_role(given, &user));
+        let given = of_role(given, &user);
+        given_to_them.push(format!("\\c {database}\nCREATE ROLE {user};\n{given};\n"));
         let called = of_role(called, &user);
         roles.push((user, called));
     }
-    primary.psql("postgres", "postgres", &given_by_database);
+    primary.psql("postgres", "postgres", &given_to_them.concat());
     let everything = "
         SELECT to_jsonb(r) FROM pg_roles r ORDER BY oid; SELECT to_jsonb(m) FROM pg_auth_members m ORDER BY 1;
         SELECT to_jsonb(d) FROM pg_shdepend d ORDER BY 1; SELECT relname, relacl FROM pg_class ORDER BY 1;

@@ -21,7 +21,7 @@ use serde_json::Value;
 
 use crate::support::{
     block_on,
-    cases::{Case, cases},
+    cases::{self, Case, cases},
     database::{Database, cluster},
     function::{Function, NoOutcome, Outcome, signal},
     gateway::Gateway,
@@ -228,6 +228,10 @@ struct Soak {
     url: String,
     function: Function,
     requests: Vec<Request>,
+    /// The first of the requests are the pages of walks, one after the other: how many there are, and
+    /// which comes next.
+    pages: usize,
+    next_page: usize,
     /// Whether 500 is honest.
     may_fail: bool,
     tallies: BTreeMap<String, Tally>,
@@ -250,13 +254,17 @@ impl Soak {
         };
         let url = format!("{}?{tls}", proxy.url(&database));
         let function = start(&url);
-        let requests = requests(&function);
+        let mut requests = walks(&url);
+        let pages = requests.len();
+        requests.extend(recorded(&function));
         Self {
             database,
             proxy,
             url,
             function,
             requests,
+            pages,
+            next_page: 0,
             may_fail: false,
             tallies: BTreeMap::new(),
             complaints: Vec::new(),
@@ -376,6 +384,9 @@ impl Soak {
     }
 
     fn random_request(&self, random: &mut Random, of_an_admin: bool) -> usize {
+        if random.below(2) == 0 {
+            return self.next_page;
+        }
         // Refused tokens stand at the end.
         let refused = if !of_an_admin && random.below(5) == 0 { REFUSED.len() } else { 0 };
         let first = if refused > 0 { self.requests.len() - refused } else { 0 };
@@ -384,8 +395,8 @@ impl Soak {
     }
 
     /// Asks once, keeps account, and tells whether the answer was the right one.
-    fn ask(&mut self, request: usize, within: Duration, tally: &mut Tally) -> bool {
-        let request = &self.requests[request];
+    fn ask(&mut self, number: usize, within: Duration, tally: &mut Tally) -> bool {
+        let request = &self.requests[number];
         tally.requests += 1;
         let complaint = match self.function.answer_within(request.event.as_bytes(), within) {
             Ok((time, outcome)) => {
@@ -394,6 +405,9 @@ impl Soak {
                 match judge(request, &outcome) {
                     Verdict::Right => {
                         tally.right += 1;
+                        if number == self.next_page {
+                            self.next_page = (number + 1) % self.pages;
+                        }
                         if late.is_none() {
                             return true;
                         }
@@ -476,9 +490,30 @@ fn start(url: &str) -> Function {
 /// Tokens of nobody, and of a user who is no admin.
 const REFUSED: [&str; 2] = ["syt_nosuch", "syt_plain_user"];
 
+/// The pages of walks, with the answers that a function gives that reads nothing ahead.
+fn walks(url: &str) -> Vec<Request> {
+    let function = Function::start(&[("DATABASE_URL", url), ("READ_AHEAD_SECONDS", "0")]);
+    let mut requests = Vec::new();
+    for query in ["order_by=user_id&limit=4", "order_by=media_length&dir=b&limit=3"] {
+        let mut from = Some(0);
+        while let Some(token) = from {
+            let name = format!("{query}&from={token}");
+            let event = Gateway::HttpApi.event(&cases::request(Some(&name))).unwrap().to_string();
+            let answer = Gateway::HttpApi.answer(&function.invoke(event.as_bytes()).unwrap());
+            assert_eq!(answer.status, 200, "{answer:?}");
+            let page: Value = serde_json::from_str(&answer.body).unwrap();
+            from = page["next_token"].as_i64();
+            requests.push(Request { name, event, status: 200, body: answer.body });
+        }
+    }
+    assert!(requests.len() > 30, "{}", requests.len());
+    function.stop();
+    requests
+}
+
 /// The recorded requests of an admin, and some of others, with the answers that the function gives
 /// while nothing is broken.
-fn requests(function: &Function) -> Vec<Request> {
+fn recorded(function: &Function) -> Vec<Request> {
     const TOKEN: &str = "Bearer syt_admin_ok";
     let of_an_admin = |case: &Case| {
         case.method == "GET"

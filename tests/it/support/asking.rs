@@ -158,7 +158,7 @@ impl Variables {
 
 pub async fn ask_case(service: &Service, case: &Case, invocation: Invocation) -> Outcome {
     let request = conformance::request(case);
-    let response = service.respond(&request, Budget::INVOCATION, invocation).await;
+    let (response, _) = service.respond(&request, Budget::INVOCATION, &invocation).await;
     Outcome::of(&conformance::answer(response))
 }
 

@@ -56,7 +56,7 @@ pub fn assert_none(complaints: &[String]) {
 pub async fn complaints(service: &Service) -> Vec<String> {
     let mut complaints = Vec::new();
     for case in cases() {
-        let response = service.respond(&request(&case), Budget::INVOCATION, now()).await;
+        let (response, _) = service.respond(&request(&case), Budget::INVOCATION, &now()).await;
         complaints.extend(case.complaint(&answer(response)));
     }
     complaints
