@@ -263,12 +263,13 @@ fn an_api_that_hangs_up_breaks_only_the_one_path() {
 
 #[test]
 fn an_api_that_cannot_prove_its_name_is_not_asked() {
+    let unknown_authority = Tls::for_names(&[HOMESERVER, http_api::NAME]);
     for proxy in Proxy::available() {
         // Of the right authority, but for another name; and for its name, but of an unknown authority.
         for certificate in [Certificate::Elsewhere, Certificate::Right] {
             let mut surroundings = Surroundings::new(certificate, Vec::new());
             if matches!(certificate, Certificate::Right) {
-                surroundings.tls = Tls::for_names(&[HOMESERVER, http_api::NAME]);
+                surroundings.tls = unknown_authority.clone();
             }
             let running = surroundings.proxy(proxy, |text| text);
             let patience = Instant::now() + Duration::from_secs(20);

@@ -136,6 +136,7 @@ impl Message {
 }
 
 /// A throwaway authority and its certificates.
+#[derive(Debug, Clone)]
 pub struct Tls {
     pub dir: PathBuf,
 }

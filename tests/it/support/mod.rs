@@ -30,12 +30,18 @@ use std::{
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use tokio::runtime::{Builder, Runtime};
 
 use synapse_media_usage::invocation::Invocation;
 
-/// Runs a future on a runtime like the function's own.
+/// Runs a future on a runtime like the function's own. Each thread has one, so that a connection
+/// lives on from one call to the next.
 pub fn block_on<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+    thread_local! {
+        static RUNTIME: Runtime =
+            Builder::new_current_thread().enable_all().build().unwrap();
+    }
+    RUNTIME.with(|runtime| runtime.block_on(future))
 }
 
 /// The project's folder.

@@ -54,13 +54,13 @@ impl Proxy {
 
     /// Whether it is installed, or could be fetched.
     pub fn can_be_had(self) -> bool {
-        let tool = project().join("tests/tools/reverse-proxy");
-        Command::new(tool)
-            .args(["bin", self.tool()])
-            .stdout(Stdio::null())
-            .status()
-            .unwrap()
-            .success()
+        static CAN: [OnceLock<bool>; 3] = [const { OnceLock::new() }; 3];
+        *CAN[self as usize].get_or_init(|| {
+            let tool = project().join("tests/tools/reverse-proxy");
+            let mut bin = Command::new(tool);
+            bin.args(["bin", self.tool()]).stdout(Stdio::null());
+            bin.status().unwrap().success()
+        })
     }
 
     fn configuration(self) -> String {
@@ -84,7 +84,9 @@ pub struct Surroundings {
 
 impl Surroundings {
     pub fn new(certificate: Certificate, functions: Vec<Function>) -> Self {
-        let tls = Tls::for_names(&["localhost", HOMESERVER, http_api::NAME]);
+        static TLS: OnceLock<Tls> = OnceLock::new();
+        let names = ["localhost", HOMESERVER, http_api::NAME];
+        let tls = TLS.get_or_init(|| Tls::for_names(&names)).clone();
         let api = HttpApi::start(&tls, certificate, functions);
         let asked = Arc::<Mutex<Vec<Message>>>::default();
         let requests = Arc::clone(&asked);
