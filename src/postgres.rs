@@ -2,6 +2,7 @@
 //! [`Connector::ask`] has its whole life.
 
 mod failure;
+mod relay;
 mod session;
 
 use std::{
@@ -347,8 +348,7 @@ impl Connector {
 
     /// Closes the idle connection politely.
     pub async fn close(&self) {
-        let idle = lock(&self.idle).take();
-        if let Some(connection) = idle {
+        if let Some(connection) = self.take_idle() {
             let _ = tokio::time::timeout(CLOSE_TIMEOUT, connection.session.close()).await;
         }
     }

@@ -9,6 +9,8 @@ use tokio::{
     sync::{Semaphore, oneshot},
 };
 
+use super::relay::relayed;
+
 /// How long a login waits for one before it that was given up.
 const SLOT_TIMEOUT: Duration = Duration::from_millis(100);
 
@@ -73,9 +75,11 @@ pub(super) async fn log_in(
     let slot = tokio::time::timeout(SLOT_TIMEOUT, Arc::clone(slots).acquire_owned()).await;
     let slot = slot.map_err(|_| busy())?;
     let (mut sender, receiver) = oneshot::channel();
+    let (logged_in, relay) = oneshot::channel();
     let runtime = Handle::current();
     let login = async move {
-        let login = AssertUnwindSafe(options.connect()).catch_unwind();
+        let login = async { relayed(options, relay).await?.connect().await };
+        let login = AssertUnwindSafe(login).catch_unwind();
         tokio::select! {
             session = login => drop(sender.send(session)),
             () = sender.closed() => (),
@@ -84,7 +88,10 @@ pub(super) async fn log_in(
     };
     thread::Builder::new().spawn(move || runtime.block_on(login))?;
     match receiver.await {
-        Ok(Ok(session)) => session,
+        Ok(Ok(session)) => {
+            let _ = logged_in.send(());
+            session
+        }
         Ok(Err(_)) | Err(_) => Err(sqlx::Error::Protocol(PANICKED.to_owned())),
     }
 }

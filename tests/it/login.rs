@@ -67,6 +67,58 @@ fn what_no_server_says_ends_no_process() {
     });
 }
 
+/// What fills the memory of a client that believes it.
+fn too_much() -> Vec<Says> {
+    let columns = message(b'T', b"\0\x01x\0\0\0\0\0\0\0\0\0\0\x19\xff\xff\xff\xff\xff\xff\0\0");
+    let row = message(b'D', &[b"\0\x01\0\x01\0\0", &*b"x".repeat(1 << 16)].concat());
+    let mut says = vec![
+        // What servers of other protocols greet with, and lengths of gigabytes.
+        Says::Bytes(b"SSH-2.0-OpenSSH_9.2p1\r\n".to_vec()),
+        Says::Bytes(b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec()),
+        Says::Bytes(b"R\xff\xff\xff\xf0".to_vec()),
+        Says::Endless(message(b'S', b"name\0value\0")),
+        Says::Endless(message(b'N', b"SNOTICE\0VNOTICE\0C00000\0Mnotice\0\0")),
+        Says::EndlessToQuestion(row.clone()),
+        Says::EndlessToQuestion([columns, row].concat()),
+    ];
+    says.extend(b"RSTDEN".map(|kind| Says::ToQuestion(vec![kind, 0x7f, 0xff, 0xff, 0xf0])));
+    says
+}
+
+#[test]
+fn a_server_that_says_too_much_ends_no_process() {
+    let database = block_on(Database::of_conformance("synapse-94"));
+    let script = too_much();
+    for sslmode in ["disable", "prefer"] {
+        let url = backend::start(&database, script.clone());
+        let url = format!("{url}?sslmode={sslmode}");
+        let variables = [("DATABASE_URL", &*url)];
+        let function = Function::start_by(&["prlimit", "--as=1073741824"], &variables);
+        // One is said during init. A request that meets a login that still reads is told nothing.
+        let mut refusals = 0;
+        while ask(&function).0 == 503 && refusals < 100 {
+            refusals += 1;
+        }
+        assert!((script.len() - 1..100).contains(&refusals), "{sslmode}: {refusals}");
+        assert_eq!(ask(&function).0, 200);
+        let peak = function.peak_memory();
+        assert!(peak < 160_000_000, "{sslmode}: {peak}");
+        assert!(function.stop().contains("longer than any of PostgreSQL's"));
+    }
+}
+
+#[test]
+fn a_connection_that_broke_is_closed_before_the_next_is_opened() {
+    let database = block_on(Database::of_conformance("synapse-94"));
+    let shutdown = b"SFATAL\0VFATAL\0C57P01\0Mterminating connection\0\0";
+    let script = vec![Says::ToQuestion(message(b'E', shutdown))];
+    // Through a pooler the first question is the request's.
+    let url = backend::start(&database, script);
+    let function = Function::start(&[("DATABASE_URL", &url), ("DATABASE_POOLER", "true")]);
+    assert_eq!(ask(&function).0, 200);
+    function.stop();
+}
+
 #[test]
 fn a_panic_of_the_client_is_a_database_that_cannot_be_reached() {
     let database = block_on(Database::of_conformance("synapse-94"));

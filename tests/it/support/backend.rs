@@ -4,6 +4,7 @@
 use std::{
     io::{self, Read, Write},
     net::{TcpListener, TcpStream},
+    sync::{Arc, Mutex},
     thread,
 };
 
@@ -16,6 +17,10 @@ pub enum Says {
     Bytes(Vec<u8>),
     /// That it is logged in; and these bytes to its first question.
     ToQuestion(Vec<u8>),
+    /// That it is logged in, and these bytes again and again.
+    Endless(Vec<u8>),
+    /// That it is logged in, and these bytes again and again to its first question.
+    EndlessToQuestion(Vec<u8>),
     /// That it has to prove its password by so many iterations of SCRAM-SHA-256.
     Scram(u32),
 }
@@ -26,8 +31,8 @@ pub fn message(kind: u8, body: &[u8]) -> Vec<u8> {
     [&[kind], &length.to_be_bytes()[..], body].concat()
 }
 
-/// Starts one. Each connection is told the next thing of `script`; those after the last are the
-/// database's. Returns the function's URL for it.
+/// Starts one. Each connection is told the next thing of `script`, and the next one has no answer before
+/// it has ended. Those after the last are the database's. Returns the function's URL for it.
 pub fn start(database: &Database, script: Vec<Says>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -35,11 +40,15 @@ pub fn start(database: &Database, script: Vec<Says>) -> String {
     let server = database.cluster.port;
     thread::spawn(move || {
         let mut script = script.into_iter();
+        let turn = Arc::new(Mutex::new(()));
         for stream in listener.incoming() {
-            let (stream, says) = (stream.unwrap(), script.next());
-            thread::spawn(move || match says {
-                Some(says) => drop(speak(stream, &says)),
-                None => pass_on(stream, TcpStream::connect(("127.0.0.1", server)).unwrap()),
+            let (stream, says, turn) = (stream.unwrap(), script.next(), Arc::clone(&turn));
+            thread::spawn(move || {
+                let _turn = turn.lock().unwrap();
+                match says {
+                    Some(says) => drop(speak(stream, &says)),
+                    None => pass_on(stream, TcpStream::connect(("127.0.0.1", server)).unwrap()),
+                }
             });
         }
     });
@@ -59,6 +68,15 @@ fn speak(mut stream: TcpStream, says: &Says) -> io::Result<()> {
             read_message(&mut stream)?;
             stream.write_all(bytes)?;
         }
+        Says::Endless(bytes) => {
+            stream.write_all(&message(b'R', &[0; 4]))?;
+            write_endlessly(&mut stream, bytes)?;
+        }
+        Says::EndlessToQuestion(bytes) => {
+            stream.write_all(&logged_in)?;
+            read_message(&mut stream)?;
+            write_endlessly(&mut stream, bytes)?;
+        }
         Says::Scram(iterations) => {
             stream.write_all(&message(b'R', b"\0\0\0\x0aSCRAM-SHA-256\0\0"))?;
             let first = String::from_utf8_lossy(&read_message(&mut stream)?).into_owned();
@@ -69,6 +87,13 @@ fn speak(mut stream: TcpStream, says: &Says) -> io::Result<()> {
     }
     // Until the client has had enough.
     io::copy(&mut stream, &mut io::sink()).map(drop)
+}
+
+fn write_endlessly(stream: &mut TcpStream, bytes: &[u8]) -> io::Result<()> {
+    let many = bytes.repeat(1 + (1 << 16) / bytes.len());
+    loop {
+        stream.write_all(&many)?;
+    }
 }
 
 /// A message of the client, without its type.

@@ -1,0 +1,113 @@
+//! What stands between sqlx and a server without TLS. sqlx reserves the memory that a message
+//! announces before it arrives. If there is not so much, the process ends, and no `catch_unwind`
+//! helps. Any server on a wrong port is enough: SSH's greeting announces 1.4 GB. And while messages
+//! come without an end, sqlx reads them without a pause in which its login could be dropped.
+
+use std::{
+    io,
+    net::Ipv4Addr,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, BufWriter},
+    net::{TcpListener, TcpStream, tcp::ReadHalf, tcp::WriteHalf},
+    sync::oneshot,
+};
+
+/// How much a server may say before the client's next word, in bytes: 60,000 users whose names have
+/// a kB each.
+const LONGEST_ANSWER: u64 = 64 << 20;
+
+/// What asks a server for TLS (PostgreSQL, "Message Formats", `SSLRequest`).
+const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
+
+/// Leads a TCP connection without TLS through a relay, which ends it at an answer that is too long,
+/// and when the sender of `logged_in` is dropped. A Unix socket is this machine's own.
+///
+/// # Errors
+///
+/// The server cannot be reached.
+pub(super) async fn relayed(
+    options: PgConnectOptions,
+    logged_in: oneshot::Receiver<()>,
+) -> io::Result<PgConnectOptions> {
+    let mode = options.get_ssl_mode();
+    let is_tcp = options.get_socket().is_none() && !options.get_host().starts_with('/');
+    if !is_tcp || !matches!(mode, PgSslMode::Disable | PgSslMode::Allow | PgSslMode::Prefer) {
+        return Ok(options);
+    }
+    let mut server = TcpStream::connect((options.get_host(), options.get_port())).await?;
+    server.set_nodelay(true)?;
+    if matches!(mode, PgSslMode::Prefer) {
+        server.write_all(&SSL_REQUEST).await?;
+        if server.read_u8().await? != b'N' {
+            // sqlx asks once more, on a connection of its own.
+            return Ok(options);
+        }
+    }
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    let port = listener.local_addr()?.port();
+    tokio::spawn(async move {
+        let (client, _) = listener.accept().await?;
+        client.set_nodelay(true)?;
+        tokio::select! {
+            end = relay(client, server) => end,
+            Err(_) = logged_in => Ok(()),
+        }
+    });
+    Ok(options.host("127.0.0.1").port(port).ssl_mode(PgSslMode::Disable))
+}
+
+/// Passes on what both sides say, until one of them ends.
+async fn relay(mut client: TcpStream, mut server: TcpStream) -> io::Result<()> {
+    let (mut from_client, to_client) = client.split();
+    let (from_server, mut to_server) = server.split();
+    let said = AtomicU64::new(0);
+    let questions = async {
+        let mut buffer = Vec::with_capacity(8192);
+        while from_client.read_buf(&mut buffer).await? > 0 {
+            said.store(0, Relaxed);
+            to_server.write_all_buf(&mut &buffer[..]).await?;
+            buffer.clear();
+        }
+        Ok(())
+    };
+    tokio::select! {
+        end = questions => end,
+        end = answers(BufReader::new(from_server), BufWriter::new(to_client), &said) => end,
+    }
+}
+
+/// Passes on a server's messages. Each is a type, the length of the rest, and the rest (PostgreSQL,
+/// "Message Formats").
+async fn answers(
+    mut from: BufReader<ReadHalf<'_>>,
+    mut to: BufWriter<WriteHalf<'_>>,
+    said: &AtomicU64,
+) -> io::Result<()> {
+    loop {
+        let (kind, length) = (from.read_u8().await?, from.read_u32().await?);
+        if said.fetch_add(1 + u64::from(length), Relaxed) + u64::from(length) > LONGEST_ANSWER {
+            tracing::warn!("the server's answer is longer than any of PostgreSQL's could be");
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        to.write_u8(kind).await?;
+        to.write_u32(length).await?;
+        let mut rest = (length as usize).saturating_sub(4);
+        while rest > 0 {
+            let bytes = from.fill_buf().await?;
+            let length = bytes.len().min(rest);
+            if length == 0 {
+                return Ok(());
+            }
+            to.write_all(&bytes[..length]).await?;
+            from.consume(length);
+            rest -= length;
+        }
+        if from.buffer().is_empty() {
+            to.flush().await?;
+        }
+    }
+}
