@@ -15,10 +15,14 @@ pub(super) async fn admin(
     account_validity: bool,
 ) -> Verdict {
     let column = |error: sqlx::Error| failure("reading the user of an access token", &error);
+    // The homeserver vouches for this login, so what the replica says against it is old. The sender
+    // of an application service has no device, and its missing rights are no matter of age.
+    let is_login = claim.owner.as_ref().is_some_and(|owner| owner.device_id.is_some());
+    let refusal = |error, what| if is_login { Error::ReplicaBehind(what) } else { error };
     let user = if let Some(owner) = &claim.owner {
         let query = sqlx::query(&connection.statements.user).bind(&owner.user_id);
         let user = connection.row("looking up a user", query).await?;
-        user.ok_or(Error::ReplicaBehind("it does not know the user"))?
+        user.ok_or_else(|| refusal(Error::NOT_AN_ADMIN, "it does not know the user"))?
     } else {
         let query = sqlx::query(&connection.statements.access_token).bind(claim.token.expose());
         match connection.row("looking up an access token", query).await? {
@@ -34,11 +38,6 @@ pub(super) async fn admin(
             None => return Err(Error::UNKNOWN_TOKEN),
         }
     };
-    // The homeserver vouches for this login, so what the replica says against it is old. The sender
-    // of an application service has no device, and its missing rights are no matter of age.
-    let owner = claim.owner.as_ref();
-    let is_login = owner.is_some_and(|owner| owner.device_id.is_some());
-    let refusal = |error, what| if is_login { Error::ReplicaBehind(what) } else { error };
 
     // Synapse parses the name before it looks at the flags (`UserID.from_string`).
     let user_id: &str = user.try_get("name").map_err(column)?;

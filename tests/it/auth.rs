@@ -51,6 +51,7 @@ const INTERNAL: Table = Table {
         *              | *                   | *       | *    | down | 503 M_UNKNOWN - ...                                        | 1
         unknown        | *                   | *       | *    | up   | 401 M_UNKNOWN_TOKEN false Invalid access token passed.     | 1
         expired        | absent              | *       | *    | up   | 401 M_UNKNOWN_TOKEN true Access token has expired          | 1
+        service        | absent              | *       | *    | up   | 403 M_FORBIDDEN - You are not a server admin               | 1
         *              | absent              | *       | *    | up   | 503 M_UNKNOWN - ...                                        | 1
         fresh          | !admin              | *       | *    | up   | 503 M_UNKNOWN - ...                                        | 1
         fresh          | *                   | expired | true | up   | 503 M_UNKNOWN - ...                                        | 1

@@ -186,13 +186,14 @@ fn the_homeserver_names_the_user_and_the_replica_says_what_they_may() {
         let homeserver = Homeserver::start();
         let service = Variables::of(&database).homeserver(&homeserver).service();
         let behind = "503 M_UNKNOWN - ...";
+        let no_admin = "403 M_FORBIDDEN - You are not a server admin";
         let odd = "400 M_INVALID_PARAM - Expected UserID string to start with '@'";
         // What the replica says against a login that the homeserver vouches for is old. The sender of
         // an application service has no device, and is judged by the replica.
         for (user_id, of_login, of_service) in [
             ("@admin:example.com", "200", "200"),
             ("@remoteadmin:other.example", "200", "200"),
-            ("@plain:example.com", behind, "403 M_FORBIDDEN - You are not a server admin"),
+            ("@plain:example.com", behind, no_admin),
             (
                 "@lockedadmin:example.com",
                 behind,
@@ -204,10 +205,10 @@ fn the_homeserver_names_the_user_and_the_replica_says_what_they_may() {
                 "403 M_GUEST_ACCESS_FORBIDDEN - Guest access not allowed",
             ),
             ("notanmxid", odd, odd),
-            ("@Admin:example.com", behind, behind),
-            ("@admin:example.com ", behind, behind),
-            ("' OR true --", behind, behind),
-            ("", behind, behind),
+            ("@Admin:example.com", behind, no_admin),
+            ("@admin:example.com ", behind, no_admin),
+            ("' OR true --", behind, no_admin),
+            ("", behind, no_admin),
         ] {
             for (device_id, expected) in [(Some("DEV"), of_login), (None, of_service)] {
                 homeserver.answers(owner(user_id, device_id));
