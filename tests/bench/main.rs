@@ -3,7 +3,7 @@
 //!
 //! | variable | meaning | default |
 //! |---|---|---|
-//! | `BENCH_SETS` | data sets, see `data.sql`; `L` is M with ten times the rows | `M X RAW STALE` |
+//! | `BENCH_SETS` | data sets, see `data.sql`; `L` is M with ten times the rows, `SIZES` the first page on M of four sizes | `M X RAW STALE` |
 //! | `BENCH_ROUNDS` | how often each request is measured; the median counts | 5 |
 //! | `BENCH_DATA` | where the data sets are kept between runs | a temporary folder |
 //!

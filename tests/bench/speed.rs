@@ -90,7 +90,18 @@ fn requests() -> Vec<Request> {
 
 pub fn run(scale: &Scale) {
     for set in &scale.sets {
-        let (database, facts) = block_on(prepare(set, scale.smoke));
+        if set == "SIZES" {
+            first_pages(scale);
+            continue;
+        }
+        let (media, users) = match (&**set, scale.smoke) {
+            (_, true) => (3_000, 100),
+            ("L", _) => (20_000_000, 200_000),
+            ("X", _) => (2_000_000, 1_000_000),
+            ("SINGLES", _) => (1_000_000, 1_000_000),
+            _ => (2_000_000, 20_000),
+        };
+        let (database, facts) = block_on(prepare(set, media, users));
         println!("\n## {set}: {} users with media\n", facts.0);
         let function = Function::start(&[
             ("DATABASE_URL", &database.url()),
@@ -116,6 +127,40 @@ pub fn run(scale: &Scale) {
             }
         }
         function.stop();
+    }
+}
+
+/// The page that every admin UI asks first, on M with fewer and more files: from how many on the
+/// optional index pays.
+fn first_pages(scale: &Scale) {
+    const INDEX: &str = OPTIONAL_INDEXES[0].1;
+    let sizes: &[i64] =
+        if scale.smoke { &[3_000] } else { &[100_000, 500_000, 2_000_000, 8_000_000] };
+    println!(
+        "\n## The first page by media_length, 50 users, without and with the optional index\n"
+    );
+    println!("| files | users with media | without, ms | with, ms | times faster |");
+    println!("|---|---|---|---|---|");
+    for media in sizes {
+        let (database, facts) = block_on(prepare("M", *media, media / 100));
+        let function = Function::start(&[("DATABASE_URL", &database.url())]);
+        let event = event(&query(&request("", "media_length", "b", 50), 0, (facts.1, facts.2)).0);
+        let page = || {
+            let time = |_| {
+                let (time, answer) = function.timed(event.as_bytes());
+                assert_eq!(answer.unwrap()["statusCode"], 200);
+                time
+            };
+            ms(median((0..=scale.rounds).map(time).skip(1).collect()))
+        };
+        let without = page();
+        let create = format!("CREATE INDEX media_usage ON local_media_repository {INDEX}");
+        block_on(database.run(&create));
+        let with = page();
+        block_on(database.run("DROP INDEX media_usage"));
+        function.stop();
+        let (users, times) = (facts.0, without / with);
+        println!("| {media} | {users} | {without:.1} | {with:.1} | {times:.1} |");
     }
 }
 
@@ -326,14 +371,7 @@ pub const ADMIN: &str = "INSERT INTO users (name, admin) VALUES ('@bench:example
     INSERT INTO access_tokens (id, user_id, token) VALUES (1, '@bench:example.com', 'bench');";
 
 /// The database of a data set, made if it is not there yet, and its number of users and times.
-async fn prepare(set: &str, smoke: bool) -> (Database, (i64, i64, i64)) {
-    let (media, users) = match (set, smoke) {
-        (_, true) => (3_000, 100),
-        ("L", _) => (20_000_000, 200_000),
-        ("X", _) => (2_000_000, 1_000_000),
-        ("SINGLES", _) => (1_000_000, 1_000_000),
-        _ => (2_000_000, 20_000),
-    };
+async fn prepare(set: &str, media: i64, users: i64) -> (Database, (i64, i64, i64)) {
     let (database, is_new) = Database::kept(&format!("bench_{}_{media}", set.to_lowercase())).await;
     if is_new {
         eprintln!("making {set}: {media} files");
