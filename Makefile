@@ -101,10 +101,32 @@ lint: style            ## Run the checks that read but do not run the code
 	@echo "== dependencies: bans, licences, sources; unused ones"
 	$(call with,lint) cargo deny --locked check bans licenses sources
 	$(call with,lint) cargo shear
-	@echo "== scripts, template, bill of materials"
-	$(call with,lint) shellcheck tests/tools/{debian,pgbouncer,postgres,reverse-proxy,rust,venv} tests/fuzz/run tests/release/rustflags .ci/run
-	export PATH AWS_DEFAULT_REGION=eu-central-1 SAM_CLI_TELEMETRY=0; $(call with,lint); \
-	python tests/template/check; cfn-lint template.yaml; sam validate --lint; python tests/release/check; python tests/contract/check
+	@echo "== scripts, template, release, contract"
+	@$(call with,lint) $(MAKE) --no-print-directory --jobs=2 $(scripts)
+
+# Two at a time. Each finds the tools of the group "lint" in its PATH; cargo would take MAKEFLAGS for its own.
+scripts = shell-scripts template cloudformation sam release-scripts contract-scripts
+.PHONY: $(scripts)
+$(scripts): export AWS_DEFAULT_REGION = eu-central-1
+$(scripts): export SAM_CLI_TELEMETRY = 0
+
+shell-scripts:
+	shellcheck tests/tools/{debian,pgbouncer,postgres,reverse-proxy,rust,venv} tests/fuzz/run tests/release/rustflags .ci/run
+
+template:
+	python tests/template/check
+
+cloudformation:
+	cfn-lint template.yaml
+
+sam:
+	sam validate --lint
+
+release-scripts:
+	env -u MAKEFLAGS -u MFLAGS python tests/release/check
+
+contract-scripts:
+	python tests/contract/check
 
 # What depends on the server's version, on each of these PostgreSQLs.
 on_versions = for version in $(1); do \
