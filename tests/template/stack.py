@@ -67,14 +67,13 @@ SETS = {
     "proxy": {
         **MADE,
         "DatabaseResourceId": "prx-ABC",
-        "DatabasePooler": "rds-proxy",
-        "HomeserverUrl": "https://matrix.example.org",
+        "HomeserverUrl": "http://matrix.example.org",
         "Ipv6": "true",
     },
     "secret": {**SECRET, "AlarmTopicArn": TOPIC_ARN},
     # Private: only a load balancer invokes the function.
     "password": {**PASSWORD, **LISTENER, **EMAIL, "AccountValidity": "true", "DefaultEndpoint": "false"},
-    "mas": {**IAM, **MAS},
+    "mas": {**IAM, **MAS, "MasEndpoint": "http://mas.example.org:8080/auth"},
     "full": {
         **MADE,
         **MAS,
@@ -92,7 +91,7 @@ SETS = {
         "DatabaseCaFile": "/opt/authorities.pem",
         "StatementTimeoutMs": "5000",
         "MasCacheSeconds": "120",
-        "HomeserverUrl": "https://matrix.example.org",
+        "HomeserverUrl": "https://matrix.example.org:8448",
         "AccountValidity": "true",
         "SecretsKeyArn": KEY_ARN,
         "Architecture": "x86_64",
@@ -251,7 +250,7 @@ class Stack:
                 return self.value(then if self.conditions[condition] else otherwise)
             case "Fn::Select":
                 index, values = argument
-                return self.value(values)[index]
+                return self.value(values)[int(index)]
             case "Fn::Split":
                 delimiter, text = argument
                 return self.value(text).split(delimiter)
