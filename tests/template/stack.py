@@ -70,7 +70,8 @@ SETS = {
         "HomeserverUrl": "http://matrix.example.org",
         "Ipv6": "true",
     },
-    "secret": {**SECRET, "AlarmTopicArn": TOPIC_ARN},
+    # Of an Aurora cluster that pauses.
+    "secret": {**SECRET, "AlarmTopicArn": TOPIC_ARN, "ConnectTimeoutSeconds": "20", "ProbeMinutes": "0"},
     # Private: only a load balancer invokes the function.
     "password": {**PASSWORD, **LISTENER, **EMAIL, "AccountValidity": "true", "DefaultEndpoint": "false"},
     "mas": {**IAM, **MAS, "MasEndpoint": "http://mas.example.org:8080/auth"},
@@ -90,6 +91,7 @@ SETS = {
         "DatabasePooler": "pgbouncer",
         "DatabaseCaFile": "/opt/authorities.pem",
         "StatementTimeoutMs": "5000",
+        "ConnectTimeoutSeconds": "1",
         "MasCacheSeconds": "120",
         "HomeserverUrl": "https://matrix.example.org:8448",
         "AccountValidity": "true",
@@ -100,6 +102,10 @@ SETS = {
         "ReadAheadSeconds": "0",
         "ThrottlingRateLimit": "7",
         "ThrottlingBurstLimit": "9",
+        "ProbeMinutes": "60",
+        "ReplicationLagAlarmSeconds": "30",
+        "DatabaseInstance": "replica",
+        "Runbook": "https://wiki.example.org/media-usage/runbook.md",
         "LogRetentionDays": "90",
         "LayerArns": LAYER_ARN,
         "XRay": "true",
@@ -248,6 +254,9 @@ class Stack:
             case "Fn::If":
                 condition, then, otherwise = argument
                 return self.value(then if self.conditions[condition] else otherwise)
+            case "Fn::FindInMap":
+                name, *keys = map(self.value, argument)
+                return functools.reduce(dict.__getitem__, keys, TEMPLATE["Mappings"][name])
             case "Fn::Select":
                 index, values = argument
                 return self.value(values)[int(index)]
