@@ -1,5 +1,7 @@
 """A stack of template.yaml, offline: for a set of parameters SAM's own translator makes CloudFormation of the template, and the
-few functions of CloudFormation that it uses are computed here."""
+few functions of CloudFormation that it uses are computed here. A set is what a file of tests/snapshots/template has as
+"Parameters": each way in once, and everything at once. `password` is the private deployment, which only a load balancer invokes,
+and `secret` is for an Aurora cluster that pauses."""
 
 import copy
 import functools
@@ -32,94 +34,8 @@ PSEUDO = {
     "AWS::StackId": f"arn:aws:cloudformation:{REGION}:{ACCOUNT}:stack/media-usage/1e7b0f2a-3c4d-11f0-8a9b-0a1b2c3d4e5f",
 }
 SUBNETS = {"subnet-0a": "vpc-0a", "subnet-0b": "vpc-0a", "subnet-0c": "vpc-0c"}
-
-# --- Parameter sets ---
-
-SECRET_ARN = f"arn:aws:secretsmanager:{REGION}:{ACCOUNT}:secret:synapse/replica-AbCdEf"
-# As RDS names the master user's.
-RDS_ARN = f"arn:aws:secretsmanager:{REGION}:{ACCOUNT}:secret:rds!db-0a1b-AbCdEf"
-MAS_ARN = f"arn:aws:secretsmanager:{REGION}:{ACCOUNT}:secret:mas-GhIjKl"
-KEY_ARN = f"arn:aws:kms:{REGION}:{ACCOUNT}:key/0a1b"
-LAYER_ARN = f"arn:aws:lambda:{REGION}:{ACCOUNT}:layer:Authorities:3"
-TOPIC_ARN = f"arn:aws:sns:{REGION}:{ACCOUNT}:on-call"
-BOUNDARY_ARN = f"arn:aws:iam::{ACCOUNT}:policy/boundary"
-LISTENER_ARN = f"arn:aws:elasticloadbalancing:{REGION}:{ACCOUNT}:listener/app/front/0a1b/2c3d"
-CERTIFICATE_ARN = f"arn:aws:acm:{REGION}:{ACCOUNT}:certificate/0a-1b"
-
-NETWORK = {"SubnetIds": "subnet-0a,subnet-0b", "DatabaseHost": "replica.example.org"}
-IAM = {**NETWORK, "SecurityGroupIds": "sg-0a", "DatabaseResourceId": "db-ABC"}
-MADE = {**NETWORK, "VpcId": "vpc-0a", "DatabaseSecurityGroupId": "sg-0d", "DatabaseResourceId": "db-ABC"}
-SECRET = {**NETWORK, "SecurityGroupIds": "sg-0a,sg-0b", "DatabaseAuth": "secret", "DatabaseSecretArn": SECRET_ARN}
-PASSWORD = {
-    **NETWORK,
-    "SecurityGroupIds": "sg-0a",
-    "DatabaseAuth": "password",
-    "DatabasePasswordOrNone": "pa/ss@word",
-}
-MAS = {"MasEndpoint": "https://mas.example.org/auth", "MasSecretArn": MAS_ARN, "ServerName": "example.org"}
-DOMAIN = {"DomainName": "media.example.org", "CertificateArn": CERTIFICATE_ARN}
-LISTENER = {"ListenerArn": LISTENER_ARN, "ListenerHost": "matrix.example.org"}
-EMAIL = {"AlarmEmail": "night-shift@example.org"}
-# Each way in once, and everything at once.
-SETS = {
-    "iam": IAM,
-    # Which logs in to the database by a password of its own.
-    "proxy": {
-        **MADE,
-        "DatabaseResourceId": "prx-ABC",
-        "HomeserverUrl": "http://matrix.example.org",
-        "Ipv6": "true",
-    },
-    # Of an Aurora cluster that pauses.
-    "secret": {**SECRET, "AlarmTopicArn": TOPIC_ARN, "ConnectTimeoutSeconds": "20", "ProbeMinutes": "0"},
-    # Private: only a load balancer invokes the function.
-    "password": {**PASSWORD, **LISTENER, **EMAIL, "AccountValidity": "true", "DefaultEndpoint": "false"},
-    "mas": {**IAM, **MAS, "MasEndpoint": "http://mas.example.org:8080/auth"},
-    "full": {
-        **MADE,
-        **MAS,
-        **DOMAIN,
-        **LISTENER,
-        **EMAIL,
-        "DatabaseAuth": "secret",
-        "DatabaseResourceId": "",
-        "DatabaseSecretArn": SECRET_ARN,
-        "DatabasePort": "6432",
-        "DatabaseName": "matrix",
-        "DatabaseSchema": "Matrix_1",
-        "DatabaseUser": "reader",
-        "DatabasePooler": "pgbouncer",
-        "DatabaseCaFile": "/opt/authorities.pem",
-        "StatementTimeoutMs": "5000",
-        "ConnectTimeoutSeconds": "1",
-        "MasCacheSeconds": "120",
-        "HomeserverUrl": "https://matrix.example.org:8448",
-        "AccountValidity": "true",
-        "SecretsKeyArn": KEY_ARN,
-        "Architecture": "x86_64",
-        "MemorySize": "512",
-        "ReservedConcurrency": "0",
-        "ReadAheadSeconds": "0",
-        "ThrottlingRateLimit": "7",
-        "ThrottlingBurstLimit": "9",
-        "ProbeMinutes": "60",
-        "ReplicationLagAlarmSeconds": "30",
-        "DatabaseInstance": "replica",
-        "Runbook": "https://wiki.example.org/media-usage/runbook.md",
-        "LogRetentionDays": "90",
-        "LayerArns": LAYER_ARN,
-        "XRay": "true",
-        "AlarmTopicArn": TOPIC_ARN,
-        "DefaultEndpoint": "false",
-        "ListenerPriority": "17",
-        "Ipv6": "true",
-        "PermissionsBoundaryArn": BOUNDARY_ARN,
-        "LogsKeyArn": KEY_ARN,
-    },
-}
-
-
-# --- CloudFormation, as far as the template uses it ---
+SNAPSHOTS = ROOT / "tests/snapshots/template"
+SETS = {path.stem: json.loads(path.read_text())["Parameters"] for path in sorted(SNAPSHOTS.glob("*.json"))}
 
 
 class NoValue:
@@ -138,55 +54,28 @@ class Stack:
 
     def bad_parameters(self):
         """The parameters that CloudFormation refuses by themselves."""
-        bad = []
-        for name, spec in TEMPLATE["Parameters"].items():
-            value = self.parameters[name]
-            if not (
+
+        def is_good(value, spec):
+            return (
                 # Anchored as CloudFormation does it.
                 re.fullmatch(spec.get("AllowedPattern", ".*"), value)
                 and value in map(str, spec.get("AllowedValues", [value]))
                 and len(value) >= spec.get("MinLength", 0)
                 and (spec["Type"] != "Number" or value.isdigit())
-                and (spec["Type"] != "Number" or int(value) >= spec.get("MinValue", 0))
-                and (spec["Type"] != "Number" or int(value) <= spec.get("MaxValue", int(value)))
-            ):
-                bad.append(name)
-        return bad
+                and (spec["Type"] != "Number" or spec.get("MinValue", 0) <= int(value) <= spec.get("MaxValue", int(value)))
+            )
+
+        return [name for name, spec in TEMPLATE["Parameters"].items() if not is_good(self.parameters[name], spec)]
 
     def refusals(self):
         """What Rules say against the parameters together."""
         return [
             assertion["AssertDescription"]
             for rule in TEMPLATE["Rules"].values()
-            if self.rule(rule.get("RuleCondition", {"Fn::Equals": ["", ""]}))
+            if self.value(rule.get("RuleCondition", True))
             for assertion in rule["Assertions"]
-            if not self.rule(assertion["Assert"])
+            if not self.value(assertion["Assert"])
         ]
-
-    def rule(self, expression):
-        """Rules know functions of their own and no others."""
-        if isinstance(expression, str):
-            return expression
-        ((function, argument),) = expression.items()
-        match function:
-            case "Ref":
-                return self.parameters[argument]
-            case "Fn::Equals":
-                left, right = map(self.rule, argument)
-                return left == right
-            case "Fn::Not":
-                return not self.rule(argument[0])
-            case "Fn::And":
-                return all([self.rule(each) for each in argument])
-            case "Fn::Or":
-                return any([self.rule(each) for each in argument])
-            case "Fn::EachMemberEquals":
-                members, value = map(self.rule, argument)
-                return all(member == value for member in members)
-            case "Fn::ValueOf":
-                assert argument == ["SubnetIds", "VpcId"], argument
-                return [SUBNETS[subnet] for subnet in self.parameters["SubnetIds"].split(",")]
-        raise AssertionError(f"Rules know no {function}")
 
     @functools.cached_property
     def conditions(self):
@@ -248,9 +137,15 @@ class Stack:
             case "Fn::Not":
                 return not self.value(argument[0])
             case "Fn::And":
-                return all([self.value(each) for each in argument])
+                return all(self.value(argument))
             case "Fn::Or":
-                return any([self.value(each) for each in argument])
+                return any(self.value(argument))
+            case "Fn::EachMemberEquals":
+                members, value = map(self.value, argument)
+                return set(members) == {value}
+            case "Fn::ValueOf":
+                assert argument == ["SubnetIds", "VpcId"], argument
+                return [SUBNETS[subnet] for subnet in self.reference("SubnetIds")]
             case "Fn::If":
                 condition, then, otherwise = argument
                 return self.value(then if self.conditions[condition] else otherwise)
@@ -308,13 +203,12 @@ def stack(name):
     return Stack(SETS[name])
 
 
-# --- What a person reads ---
-
-
 def readable(stack):
     """All that a stack will be, as JSON; the SQL for the primary by itself."""
     resources, outputs = copy.deepcopy(stack.resources), dict(stack.outputs)
     for resource in resources.values():
+        # For SAM itself, which `sam package` adds to.
+        resource.pop("Metadata", None)
         properties = resource["Properties"]
         if resource["Type"] == "AWS::CloudWatch::Dashboard":
             properties["DashboardBody"] = json.loads(properties["DashboardBody"])
