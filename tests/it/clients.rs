@@ -272,16 +272,18 @@ fn synadm_prints_a_page_and_an_error() {
 
 /// What a command prints, whose curl takes the reverse proxy for the homeserver.
 fn curl(homeserver: &Split, command: &str) -> String {
-    let dir = &homeserver.surroundings.tls.dir;
+    // Every homeserver of these tests has the same folder.
+    let home = homeserver.surroundings.tls.dir.join(format!("curl-{}", homeserver.running.port));
+    fs::create_dir_all(&home).unwrap();
     let options = format!(
         "connect-to = matrix.example.org:443:127.0.0.1:{}\ncacert = {}\nnoproxy = *\n",
         homeserver.running.port,
         homeserver.surroundings.tls.file("ca.pem")
     );
-    fs::write(dir.join(".curlrc"), options).unwrap();
+    fs::write(home.join(".curlrc"), options).unwrap();
     let output = Command::new("sh")
         .args(["-c", command])
-        .env("CURL_HOME", dir)
+        .env("CURL_HOME", home)
         .env("ADMIN_TOKEN", ADMIN.1.strip_prefix("Bearer ").unwrap())
         .output()
         .unwrap();
