@@ -10,7 +10,7 @@ use crate::support::{
     block_on,
     database::Database,
     documentation::block,
-    project,
+    project, read,
     reverse_proxy::{Proxy, Split},
 };
 
@@ -44,6 +44,13 @@ fn homeserver() -> Option<Split> {
     };
     let has_nginx = Proxy::available().any(|proxy| proxy == Proxy::Nginx);
     has_nginx.then(|| Split::with(DATABASE.get_or_init(database), Proxy::Nginx, |text| text))
+}
+
+/// How many files all users of [`homeserver`] have, and how large they are together.
+fn files_and_bytes() -> (u64, u64) {
+    let files = |n: u64| n % 4 + 1;
+    let users = 1..=USERS as u64;
+    (users.clone().map(files).sum(), users.map(|n| 1_000_000 * (n % 10) * files(n)).sum())
 }
 
 /// The pages, each type checked.
@@ -167,8 +174,7 @@ fn a_script_follows_next_token_until_there_is_none() {
             }
         }
         assert_everybody_once(lists, query);
-        let expected = (1..=USERS as u64).map(|n| 1_000_000 * (n % 10) * (n % 4 + 1)).sum::<u64>();
-        assert_eq!(bytes, expected, "{query}");
+        assert_eq!(bytes, files_and_bytes().1, "{query}");
     }
     // One that shows only the first page.
     let first = pages.get("limit=10&order_by=media_length&dir=b");
@@ -317,4 +323,69 @@ fn a_script_writes_everybody_as_csv() {
     // An error ends it, and is told.
     let refused = format!("ADMIN_TOKEN=old\n{} || echo refused", script.trim_end());
     assert_eq!(curl(&homeserver, &refused), "refused\n");
+}
+
+/// What a script starts with so that its second page fails.
+const SECOND_PAGE_FAILS: &str = "curl() {
+    case \"$*\" in *from=1000*) return 22 ;; esac
+    command curl \"$@\"
+}
+";
+
+#[test]
+fn a_script_adds_up_what_the_server_holds() {
+    let Some(homeserver) = homeserver() else { return };
+    let script = block("docs/clients.md", "total() {");
+    let (files, bytes) = files_and_bytes();
+    assert_eq!(curl(&homeserver, &script), format!("{files} files, {bytes} bytes\n"));
+    for start in ["ADMIN_TOKEN=old\n", SECOND_PAGE_FAILS] {
+        let fails = format!("{start}{} || echo failed", script.trim_end());
+        assert_eq!(curl(&homeserver, &fails), "failed\n");
+    }
+}
+
+#[test]
+fn a_script_writes_metrics_for_prometheus() {
+    let Some(homeserver) = homeserver() else { return };
+    let folder = homeserver.surroundings.tls.dir.join("metrics");
+    fs::create_dir(&folder).unwrap();
+    let file = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+    let mut script = block("docs/clients.md", "#!/bin/sh");
+    for (placeholder, path) in [
+        ("/etc/synapse-media-usage.curlrc", file("curlrc")),
+        ("/var/lib/prometheus/node-exporter", file("")),
+    ] {
+        assert_eq!(script.matches(placeholder).count(), 1, "{placeholder}");
+        script = script.replace(placeholder, &path);
+    }
+    let header = block("docs/clients.md", "header = ");
+    // In a file, because `||` behind the script itself would switch `set -e` off.
+    let run = |start: &str, token: &str| {
+        fs::write(file("curlrc"), header.replace("<token>", token)).unwrap();
+        fs::write(file("script"), format!("{start}{script}")).unwrap();
+        curl(&homeserver, &format!("sh {} || echo failed", file("script")))
+    };
+    let written = || fs::read_to_string(file("synapse_media_usage.prom"));
+
+    for (start, token) in [("", "old"), (SECOND_PAGE_FAILS, "admin")] {
+        assert_eq!(run(start, token), "failed\n");
+        assert!(written().is_err());
+    }
+    assert_eq!(run("", "admin"), "");
+    let (files, bytes) = files_and_bytes();
+    let metrics = [("users", USERS as u64), ("files", files), ("bytes", bytes)];
+    let expected = metrics.map(|(name, value)| {
+        let name = format!("synapse_media_usage_{name}");
+        format!("# TYPE {name} gauge\n{name} {value}\n")
+    });
+    assert_eq!(written().unwrap(), expected.concat());
+    // What the panels ask for is what is written.
+    let page = read("docs/clients.md");
+    for query in [
+        "`synapse_media_usage_bytes`",
+        "(synapse_media_usage_bytes[",
+        "/synapse_media_usage.prom\"",
+    ] {
+        assert!(page.contains(query), "{query}");
+    }
 }
