@@ -100,6 +100,10 @@ impl Error {
     /// More unknown tokens came than the homeserver may be asked about.
     pub const TOO_MANY_UNKNOWN_TOKENS: Self = refusal(429, "M_LIMIT_EXCEEDED", None, "Too many unknown access tokens; try again in a moment");
 
+    /// `order_by` is none of the values that it has.
+    pub const INVALID_ORDER_BY: Self = refusal(400, "M_INVALID_PARAM", None, "Query parameter 'order_by' must be one of ['media_length', 'media_count', 'user_id', 'displayname']");
+    /// `dir` is none of the values that it has.
+    pub const INVALID_DIR: Self = refusal(400, "M_INVALID_PARAM", None, "Query parameter 'dir' must be one of ['b', 'f']");
     /// `until_ts` is not greater than `from_ts`.
     pub const UNTIL_NOT_AFTER_FROM: Self = refusal(400, "M_INVALID_PARAM", None, "Query parameter until_ts must be greater than from_ts.");
     /// `search_term` is not UTF-8.
@@ -108,11 +112,6 @@ impl Error {
     pub const SEARCH_TERM_WITH_NUL: Self = refusal(400, "M_INVALID_PARAM", None, "Query parameter 'search_term' must not contain NUL");
     /// `search_term` is there but empty.
     pub const EMPTY_SEARCH_TERM: Self = refusal(400, "M_INVALID_PARAM", None, "Query parameter search_term cannot be an empty string.");
-
-    /// The named parameter is not one of the allowed values, written as Synapse writes them.
-    pub fn not_one_of(parameter: &str, allowed: &str) -> Self {
-        invalid_param(format!("Query parameter '{parameter}' must be one of {allowed}"))
-    }
 
     /// The named parameter is not an integer.
     pub fn not_an_integer(parameter: &str) -> Self {
@@ -124,25 +123,36 @@ impl Error {
         invalid_param(format!("Query parameter {parameter} must be a positive integer."))
     }
 
-    /// How the error is answered: the failures, beside the refusals above.
-    pub fn answer(&self) -> Refusal {
-        let (status, errcode, text): (_, _, Cow<'static, str>) = match self {
-            Self::Refusal(refusal) => return refusal.clone(),
-            Self::Misconfigured => (500, "M_UNKNOWN", "The media statistics function is misconfigured; its log names the setting".into()),
-            Self::OddIntrospection(text) => (500, "M_FORBIDDEN", (*text).into()),
-            Self::IntrospectionFailed(_) => (503, "M_UNKNOWN", "Unable to introspect the access token".into()),
-            Self::HomeserverUnavailable(_) => (503, "M_UNKNOWN", "The media statistics function cannot ask the homeserver about the access token; try again in a moment".into()),
-            Self::ReplicaBehind(_) => (503, "M_UNKNOWN", "The database replica does not know yet what the homeserver knows of this user; try again in a moment".into()),
-            Self::DatabaseUnavailable(_) => (503, "M_UNKNOWN", "The media statistics function cannot reach its database; try again in a moment".into()),
-            Self::StatementTimeout(_) => (504, "M_UNKNOWN", "The media statistics took too long; try again, or search for a user".into()),
-            Self::DatabaseFailed(_) => (500, "M_UNKNOWN", "The media statistics function got an error from its database; its log names the cause".into()),
-            Self::UserTooLarge(position) => (500, "M_UNKNOWN", format!("The user at from={position} does not fit into an answer").into()),
+    /// The failures, beside the refusals above: how each is answered, and its cause for the log.
+    fn answer_and_cause(&self) -> (Refusal, Option<Cow<'_, str>>) {
+        let (status, errcode, text, cause): (_, _, Cow<'static, str>, Cow<'_, str>) = match self {
+            Self::Refusal(refusal) => return (refusal.clone(), None),
+            Self::Misconfigured => (500, "M_UNKNOWN", "The media statistics function is misconfigured; its log names the setting".into(), "see the line \"the configuration is wrong\", logged at start".into()),
+            Self::OddIntrospection(text) => (500, "M_FORBIDDEN", (*text).into(), format!("what MAS says: {text}").into()),
+            Self::IntrospectionFailed(cause) => (503, "M_UNKNOWN", "Unable to introspect the access token".into(), format!("asking MAS: {cause}").into()),
+            Self::HomeserverUnavailable(cause) => (503, "M_UNKNOWN", "The media statistics function cannot ask the homeserver about the access token; try again in a moment".into(), format!("asking the homeserver: {cause}").into()),
+            Self::ReplicaBehind(what) => (503, "M_UNKNOWN", "The database replica does not know yet what the homeserver knows of this user; try again in a moment".into(), format!("the replica is behind the homeserver: {what}").into()),
+            Self::DatabaseUnavailable(cause) => (503, "M_UNKNOWN", "The media statistics function cannot reach its database; try again in a moment".into(), cause.into()),
+            Self::StatementTimeout(cause) => (504, "M_UNKNOWN", "The media statistics took too long; try again, or search for a user".into(), cause.into()),
+            Self::DatabaseFailed(cause) => (500, "M_UNKNOWN", "The media statistics function got an error from its database; its log names the cause".into(), cause.into()),
+            Self::UserTooLarge(position) => (500, "M_UNKNOWN", format!("The user at from={position} does not fit into an answer").into(), format!("the row at offset {position} exceeds the answer's budget").into()),
         };
-        Refusal { status, errcode, soft_logout: None, text }
+        (Refusal { status, errcode, soft_logout: None, text }, Some(cause))
     }
 }
 
 impl Error {
+    /// How the error is answered.
+    pub fn answer(&self) -> Refusal {
+        self.answer_and_cause().0
+    }
+
+    /// What the log says beyond the errcode: the cause of a failure, never a value from the
+    /// request or the database. `None` for what is the caller's own doing.
+    pub fn cause(&self) -> Option<Cow<'_, str>> {
+        self.answer_and_cause().1
+    }
+
     /// The response body (spec: client-server API, "Standard error response" and "Rate limiting").
     pub fn body(&self) -> String {
         let answer = self.answer();
@@ -156,37 +166,11 @@ impl Error {
         body.to_string()
     }
 
-    /// What the log says beyond the errcode: the cause of a failure, never a value from the
-    /// request or the database. `None` for what is the caller's own doing.
-    pub fn cause(&self) -> Option<Cow<'_, str>> {
-        Some(match self {
-            Self::Refusal(_) => return None,
-            Self::Misconfigured => {
-                "see the line \"the configuration is wrong\", logged at start".into()
-            }
-            Self::OddIntrospection(text) => format!("what MAS says: {text}").into(),
-            Self::IntrospectionFailed(cause) => format!("asking MAS: {cause}").into(),
-            Self::HomeserverUnavailable(cause) => format!("asking the homeserver: {cause}").into(),
-            Self::ReplicaBehind(what) => {
-                format!("the replica is behind the homeserver: {what}").into()
-            }
-            Self::DatabaseUnavailable(cause)
-            | Self::StatementTimeout(cause)
-            | Self::DatabaseFailed(cause) => cause.into(),
-            Self::UserTooLarge(position) => {
-                format!("the row at offset {position} exceeds the answer's budget").into()
-            }
-        })
-    }
-
     /// Whether nothing is known of the connection to the database after it.
     pub fn poisons_connection(&self) -> bool {
         matches!(
             self,
-            Self::DatabaseUnavailable(_)
-                | Self::StatementTimeout(_)
-                | Self::DatabaseFailed(_)
-                | Self::UserTooLarge(_)
+            Self::DatabaseUnavailable(_) | Self::StatementTimeout(_) | Self::DatabaseFailed(_)
         )
     }
 }

@@ -72,12 +72,7 @@ impl MediaUsageQuery {
             Some(b"displayname") => OrderBy::Displayname,
             Some(b"media_length") => OrderBy::MediaLength,
             Some(b"media_count") => OrderBy::MediaCount,
-            Some(_) => {
-                return Err(Error::not_one_of(
-                    "order_by",
-                    "['media_length', 'media_count', 'user_id', 'displayname']",
-                ));
-            }
+            Some(_) => return Err(Error::INVALID_ORDER_BY),
         };
         let from = natural("from", args)?;
         let limit = natural("limit", args)?;
@@ -90,9 +85,7 @@ impl MediaUsageQuery {
         let dir = match args.get("dir") {
             None | Some(b"f") => Direction::Forwards,
             Some(b"b") => Direction::Backwards,
-            Some(_) => {
-                return Err(Error::not_one_of("dir", "['b', 'f']"));
-            }
+            Some(_) => return Err(Error::INVALID_DIR),
         };
         Ok(Self {
             order_by,

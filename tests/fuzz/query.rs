@@ -72,12 +72,7 @@ fn expected(form: &form::Form) -> Result<Expected<'_>, Error> {
         Some(b"displayname") => OrderBy::Displayname,
         Some(b"media_length") => OrderBy::MediaLength,
         Some(b"media_count") => OrderBy::MediaCount,
-        Some(_) => {
-            return Err(Error::not_one_of(
-                "order_by",
-                "['media_length', 'media_count', 'user_id', 'displayname']",
-            ));
-        }
+        Some(_) => return Err(Error::INVALID_ORDER_BY),
     };
     let natural = |name| -> Result<Option<BigInt>, Error> {
         let Some(text) = value(name) else { return Ok(None) };
@@ -106,7 +101,7 @@ fn expected(form: &form::Form) -> Result<Expected<'_>, Error> {
     let dir = match value("dir") {
         None | Some(b"f") => Direction::Forwards,
         Some(b"b") => Direction::Backwards,
-        Some(_) => return Err(Error::not_one_of("dir", "['b', 'f']")),
+        Some(_) => return Err(Error::INVALID_DIR),
     };
     Ok(Expected { order_by, dir, from, limit, from_ts, until_ts, search_term })
 }
