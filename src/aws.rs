@@ -39,30 +39,20 @@ pub struct Aws {
     config: OnceCell<SdkConfig>,
 }
 
-/// Why AWS did not give what was asked for.
+/// Why AWS did not give what was asked for, for the log.
 #[derive(Debug)]
-pub struct Failure {
-    /// Whether it may be over in a moment: AWS did not answer, and has not refused.
-    pub is_passing: bool,
-    /// What happened, for the log.
-    pub cause: String,
-}
-
-impl Failure {
-    fn unavailable(cause: impl Into<String>) -> Self {
-        Self { is_passing: true, cause: cause.into() }
-    }
-
-    fn refused(cause: impl Into<String>) -> Self {
-        Self { is_passing: false, cause: cause.into() }
-    }
+pub enum Failure {
+    /// It may be over in a moment: AWS did not answer, and has not refused.
+    Passing(String),
+    /// It stays until somebody acts.
+    Lasting(String),
 }
 
 /// The version of a secret that is in use (AWS Secrets Manager User Guide, "Secret versions").
 const CURRENT: &str = "AWSCURRENT";
 
 /// The version that a rotation under way will make the current one.
-const PENDING: &str = "AWSPENDING";
+pub const PENDING: &str = "AWSPENDING";
 
 /// A secret of Secrets Manager, as `parse` reads its text: asked for once, and again where it is
 /// refused.
@@ -115,18 +105,14 @@ impl<T: Clone + PartialEq> Secret<T> {
         Ok(Some(current).filter(|current| Some(current) != refused.as_ref()))
     }
 
-    /// The version that a rotation under way will make the current one.
+    /// The version with a staging label.
     ///
     /// # Errors
     ///
-    /// As [`Secret::get`], and where no rotation is under way.
-    pub async fn pending(&self) -> Result<T, Failure> {
-        self.read(PENDING).await
-    }
-
-    async fn read(&self, stage: &str) -> Result<T, Failure> {
+    /// As [`Secret::get`], and where no version has that label.
+    pub async fn read(&self, stage: &str) -> Result<T, Failure> {
         let text = self.aws.secret(&self.arn, stage).await?;
-        let secret = (self.parse)(&text).map_err(Failure::refused)?;
+        let secret = (self.parse)(&text).map_err(Failure::Lasting)?;
         Ok(lock(&self.latest).insert(secret).clone())
     }
 }
@@ -138,7 +124,18 @@ impl Aws {
     }
 
     async fn config(&self) -> &SdkConfig {
-        self.config.get_or_init(|| load(&self.region)).await
+        let load = || {
+            let client = aws_smithy_http_client::Builder::new()
+                .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring))
+                .build_https();
+            aws_config::defaults(BehaviorVersion::latest())
+                .region(Region::new(self.region.clone()))
+                .http_client(client)
+                .retry_config(RetryConfig::standard().with_max_attempts(2))
+                .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).build())
+                .load()
+        };
+        self.config.get_or_init(load).await
     }
 
     /// The text of a secret's version (Secrets Manager API reference, `GetSecretValue`).
@@ -151,8 +148,8 @@ impl Aws {
         // configurations have one.
         let answer = tokio::time::timeout(TIMEOUT, Box::pin(ask)).await;
         let answer = answer.map_err(|_| unreachable())?.map_err(|error| failure(&error))?;
-        let binary = || Failure::refused("the secret is binary; it has to be text");
-        answer.secret_string.ok_or_else(binary)
+        let binary = "the secret is binary; it has to be text";
+        answer.secret_string.ok_or_else(|| Failure::Lasting(binary.to_owned()))
     }
 
     /// A password for [`Login::Iam`](crate::config::Login::Iam), good for 15 minutes from `now` on.
@@ -165,58 +162,43 @@ impl Aws {
         url: &PgConnectOptions,
         now: SystemTime,
     ) -> Result<String, Failure> {
-        let ask = async {
+        let sign = async {
             let provider = self.config().await.credentials_provider();
             let credentials = provider.ok_or("there is no provider")?.provide_credentials().await?;
-            let (host, port, username) = (url.get_host(), url.get_port(), url.get_username());
-            rds_token(host, port, username, &self.region, credentials, now)
+            rds_token(url, &self.region, credentials, now)
         };
-        let late = |_| Failure::unavailable("no AWS credentials within 2500 ms");
-        let token = tokio::time::timeout(TIMEOUT, Box::pin(ask)).await.map_err(late)?;
         let cause = "no token for IAM authentication: AWS credentials";
-        token.map_err(|error| Failure::refused(format!("{cause}: {error}")))
+        Box::pin(sign).await.map_err(|error| Failure::Lasting(format!("{cause}: {error}")))
     }
-}
-
-async fn load(region: &str) -> SdkConfig {
-    let client = aws_smithy_http_client::Builder::new()
-        .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring))
-        .build_https();
-    aws_config::defaults(BehaviorVersion::latest())
-        .region(Region::new(region.to_owned()))
-        .http_client(client)
-        .retry_config(RetryConfig::standard().with_max_attempts(2))
-        .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).build())
-        .load()
-        .await
 }
 
 fn unreachable() -> Failure {
     let ms = TIMEOUT.as_millis();
     let remedy = "a VPC needs an interface endpoint for it, or a NAT gateway";
-    Failure::unavailable(format!("Secrets Manager gave no answer within {ms} ms: {remedy}"))
+    Failure::Passing(format!("Secrets Manager gave no answer within {ms} ms: {remedy}"))
 }
 
 fn failure(error: &SdkError<GetSecretValueError>) -> Failure {
-    let (is_passing, cause) = match error {
-        SdkError::TimeoutError(_) => return unreachable(),
-        SdkError::DispatchFailure(dispatch) if dispatch.is_timeout() => return unreachable(),
+    match error {
         SdkError::ServiceError(refusal) => {
             // The messages name principals, actions and ARNs, and no secret.
             let code = error.code().unwrap_or("an unknown error");
             let message = error.message().unwrap_or("no message");
-            let is_server_error = refusal.raw().status().is_server_error();
             let cause = format!("Secrets Manager refused with {code}: {message}");
-            (is_server_error || code == "ThrottlingException", cause)
+            let is_server_error = refusal.raw().status().is_server_error();
+            let is_passing = is_server_error || code == "ThrottlingException";
+            if is_passing { Failure::Passing(cause) } else { Failure::Lasting(cause) }
         }
         // Of an answer that cannot be read, nothing is shown: it may be the secret.
-        SdkError::ResponseError(_) => (true, "Secrets Manager's answer cannot be read".to_owned()),
-        SdkError::DispatchFailure(_) => {
-            (true, format!("Secrets Manager cannot be reached: {}", chain(error)))
+        SdkError::ResponseError(_) => {
+            Failure::Passing("Secrets Manager's answer cannot be read".to_owned())
         }
-        error => (false, format!("Secrets Manager cannot be asked: {}", chain(error))),
-    };
-    Failure { is_passing, cause }
+        SdkError::DispatchFailure(dispatch) if dispatch.is_timeout() => unreachable(),
+        SdkError::DispatchFailure(_) => {
+            Failure::Passing(format!("Secrets Manager cannot be reached: {}", chain(error)))
+        }
+        error => Failure::Lasting(format!("Secrets Manager cannot be asked: {}", chain(error))),
+    }
 }
 
 /// A request to connect, signed in its query and without its scheme (Amazon RDS User Guide, "IAM
@@ -226,9 +208,7 @@ fn failure(error: &SdkError<GetSecretValueError>) -> Failure {
 ///
 /// What the signer does not take.
 pub fn rds_token(
-    host: &str,
-    port: u16,
-    username: &str,
+    url: &PgConnectOptions,
     region: &str,
     credentials: Credentials,
     now: SystemTime,
@@ -249,17 +229,18 @@ pub fn rds_token(
         .settings(settings)
         .build()?
         .into();
-    let username = utf8_percent_encode(username, RESERVED);
+    let (host, port) = (url.get_host(), url.get_port());
+    let username = utf8_percent_encode(url.get_username(), RESERVED);
     let mut token = format!("{host}:{port}/?Action=connect&DBUser={username}");
     // Names are the same in capitals and not, and signed without.
     let url = format!("https://{}{}", host.to_ascii_lowercase(), &token[host.len()..]);
     let request = SignableRequest::new("GET", &url, std::iter::empty(), SignableBody::Bytes(b""))?;
     let (instructions, _) = sign(request, &params)?.into_parts();
+    let mut parameters = instructions.params().to_vec();
     // The signature comes last, after the session's token.
-    let (signature, others): (Vec<_>, Vec<_>) =
-        instructions.params().iter().partition(|(name, _)| *name == "X-Amz-Signature");
-    for (name, value) in others.into_iter().chain(signature) {
-        let _ = write!(token, "&{name}={}", utf8_percent_encode(value, RESERVED));
+    parameters.sort_by_key(|(name, _)| *name == "X-Amz-Signature");
+    for (name, value) in parameters {
+        let _ = write!(token, "&{name}={}", utf8_percent_encode(&value, RESERVED));
     }
     Ok(token)
 }

@@ -7,7 +7,7 @@ use serde_json::Value;
 use sqlx::postgres::PgConnectOptions;
 
 use crate::{
-    aws::{Aws, Failure, Secret},
+    aws::{Aws, Failure, PENDING, Secret},
     config::{Access, Login, check},
     hidden::Hidden,
 };
@@ -74,7 +74,7 @@ impl Credentials {
     pub async fn renewed(&self) -> Result<Option<Access>, Failure> {
         let Self::Secret(secret) = self else { return Ok(None) };
         match secret.renewed().await? {
-            None => Ok(secret.pending().await.ok()),
+            None => Ok(secret.read(PENDING).await.ok()),
             renewed => Ok(renewed),
         }
     }

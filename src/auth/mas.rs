@@ -219,5 +219,6 @@ fn authorization(secret: &str) -> Result<HeaderValue, String> {
 }
 
 fn no_secret(failure: Failure) -> Error {
-    Error::IntrospectionFailed(failure.cause)
+    let (Failure::Passing(cause) | Failure::Lasting(cause)) = failure;
+    Error::IntrospectionFailed(cause)
 }

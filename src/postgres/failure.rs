@@ -113,9 +113,10 @@ pub(super) fn is_refused_password(error: &sqlx::Error) -> bool {
 
 impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
-        let kind =
-            if failure.is_passing { Self::DatabaseUnavailable } else { Self::DatabaseFailed };
-        kind(failure.cause)
+        match failure {
+            Failure::Passing(cause) => Self::DatabaseUnavailable(cause),
+            Failure::Lasting(cause) => Self::DatabaseFailed(cause),
+        }
     }
 }
 

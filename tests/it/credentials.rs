@@ -14,6 +14,7 @@ use proptest::{
     test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
 };
 use serde_json::{Value, json};
+use sqlx::postgres::PgConnectOptions;
 use synapse_media_usage::aws::rds_token;
 
 use crate::support::{
@@ -68,7 +69,7 @@ fn a_token_is_byte_for_byte_what_botocore_makes() {
     let ours = inputs.iter().map(|(host, port, user, region, id, secret, session, time)| {
         let credentials = Credentials::new(id, secret, session.clone(), None, "test");
         let time = UNIX_EPOCH + Duration::from_secs(*time);
-        rds_token(host, *port, user, region, credentials, time).unwrap()
+        rds_token(&login(host, *port, user), region, credentials, time).unwrap()
     });
     let ours: Vec<_> = ours.collect();
     let asked: Vec<_> = inputs
@@ -87,14 +88,16 @@ fn a_token_is_byte_for_byte_what_botocore_makes() {
     }
     // That the time is the one that was asked for, botocore cannot tell.
     let of_2026 = rds_token(
-        "db",
-        1,
-        "u",
+        &login("db", 1, "u"),
         "eu-west-1",
         Credentials::new("a", "b", None, None, "test"),
         UNIX_EPOCH + Duration::from_secs(1_780_000_000),
     );
     assert_eq!(time_of(&of_2026.unwrap()), "20260528T202640Z");
+}
+
+fn login(host: &str, port: u16, username: &str) -> PgConnectOptions {
+    PgConnectOptions::new_without_pgpass().host(host).port(port).username(username)
 }
 
 /// The parameter `X-Amz-Date` of a token.
