@@ -1,6 +1,6 @@
 //! Tokens that Synapse keeps itself, in its tables `access_tokens` and `users`.
 
-use sqlx::Row;
+use sqlx::FromRow;
 
 use super::{Admin, Claim, Verdict};
 use crate::{
@@ -14,7 +14,7 @@ pub(super) async fn admin(
     claim: &Claim,
     account_validity: bool,
 ) -> Verdict {
-    let column = |error: sqlx::Error| failure("reading the user of an access token", &error);
+    let column = |error| failure("reading the user of an access token", &error);
     // The homeserver vouches for this login, so what the replica says against it is old. The sender
     // of an application service has no device, and its missing rights are no matter of age.
     let is_login = claim.owner.as_ref().is_some_and(|owner| owner.device_id.is_some());
@@ -26,41 +26,39 @@ pub(super) async fn admin(
     } else {
         let query = sqlx::query(&connection.statements.access_token).bind(claim.token.expose());
         match connection.row("looking up an access token", query).await? {
-            Some(user) => {
-                let valid_until_ms: Option<i64> = user.try_get("valid_until_ms").map_err(column)?;
-                if valid_until_ms.is_some_and(|valid_until_ms| valid_until_ms < claim.at.unix_ms) {
-                    return Err(Error::EXPIRED_TOKEN);
-                }
-                user
-            }
+            Some(user) => user,
             // One of the last seconds, an application service's, or none at all.
             None if claim.may_ask => return Ok(None),
             None => return Err(Error::UNKNOWN_TOKEN),
         }
     };
+    let user: (String, Option<i64>, bool, bool, bool) = FromRow::from_row(&user).map_err(column)?;
+    let (user_id, valid_until_ms, is_locked, is_guest, is_admin) = user;
+    if valid_until_ms.is_some_and(|valid_until_ms| valid_until_ms < claim.at.unix_ms) {
+        return Err(Error::EXPIRED_TOKEN);
+    }
 
     // Synapse parses the name before it looks at the flags (`UserID.from_string`).
-    let user_id: &str = user.try_get("name").map_err(column)?;
     let rest = user_id.strip_prefix('@').ok_or(Error::USER_ID_WITHOUT_SIGIL)?;
     if !rest.contains(':') {
         return Err(Error::USER_ID_WITHOUT_SERVER_NAME);
     }
-    if user.try_get("locked").map_err(column)? {
+    if is_locked {
         return Err(refusal(Error::USER_LOCKED, "it has the user locked"));
     }
     if account_validity {
-        let query = sqlx::query(&connection.statements.account_validity).bind(user_id);
+        let query = sqlx::query(&connection.statements.account_validity).bind(&user_id);
         if let Some(account) = connection.row("looking up an account's validity", query).await? {
-            let expiration_ts_ms: i64 = account.try_get("expiration_ts_ms").map_err(column)?;
+            let (expiration_ts_ms,): (i64,) = FromRow::from_row(&account).map_err(column)?;
             if expiration_ts_ms <= claim.at.unix_ms {
                 return Err(refusal(Error::ACCOUNT_EXPIRED, "it has the account expired"));
             }
         }
     }
-    if user.try_get("is_guest").map_err(column)? {
+    if is_guest {
         return Err(refusal(Error::GUEST_ACCESS_FORBIDDEN, "it has the user as a guest"));
     }
-    if !user.try_get::<bool, _>("admin").map_err(column)? {
+    if !is_admin {
         return Err(refusal(Error::NOT_AN_ADMIN, "it has the user as no admin"));
     }
     Ok(Some(Admin(())))

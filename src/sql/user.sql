@@ -5,6 +5,6 @@
 --
 -- Walks users_name_key (unique).
 PREPARE user_by_name (text) AS
-SELECT name, locked, is_guest <> 0 AS is_guest, admin <> 0 AS admin
+SELECT name, NULL::bigint AS valid_until_ms, locked, is_guest <> 0 AS is_guest, admin <> 0 AS admin
   FROM public.users
  WHERE name = $1;
