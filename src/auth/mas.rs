@@ -1,14 +1,14 @@
 //! Tokens of Matrix Authentication Service, which is asked what they are good for (RFC 7662,
 //! "OAuth 2.0 Token Introspection"; `synapse/api/auth/mas.py`).
 
-use std::{collections::HashMap, sync::Mutex};
+use std::sync::Mutex;
 
 use hyper::{
     Method, Request, StatusCode,
     header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue},
 };
 use ring::digest::{SHA256, digest};
-use sqlx::Row;
+use sqlx::FromRow;
 use url::form_urlencoded;
 
 use super::{AccessToken, Admin, Claim, LONGEST_TOKEN, Verdict, introspection::Introspection};
@@ -22,20 +22,14 @@ use crate::{
     postgres::{Connection, failure},
 };
 
-/// How many introspections are remembered at most.
-const MOST_REMEMBERED: usize = 1000;
-
-/// How long the answer with one may be, in bytes.
-const MOST_BYTES: usize = 4096;
-
 /// Matrix Authentication Service.
 pub struct Mas {
     client: Client,
     secret: SharedSecret,
     server_name: String,
     cache_ms: i64,
-    /// By a digest of the token, so that none is kept.
-    remembered: Mutex<HashMap<Vec<u8>, Introspection>>,
+    /// The latest introspection of an active token, with a digest of the token in place of the token.
+    latest: Mutex<Option<(Vec<u8>, Introspection)>>,
 }
 
 /// What MAS shares with the homeserver.
@@ -57,7 +51,7 @@ impl Mas {
             },
             server_name: config.server_name,
             cache_ms: config.cache_ms,
-            remembered: Mutex::default(),
+            latest: Mutex::default(),
         }
     }
 
@@ -109,15 +103,9 @@ impl Mas {
             answer = self.send(token, renewed).await?;
         }
         let (status, body) = answer;
+        // The error of a bad token, so that a flood of those takes no good one's place.
         let introspection = Introspection::read(status, &body, now_ms)?;
-        // Only of active tokens, so that a flood of bad ones fills nothing.
-        if self.cache_ms > 0 && body.len() <= MOST_BYTES {
-            let mut remembered = lock(&self.remembered);
-            if remembered.len() >= MOST_REMEMBERED {
-                remembered.clear();
-            }
-            remembered.insert(key(token), introspection.clone());
-        }
+        *lock(&self.latest) = Some((key(token), introspection.clone()));
         Ok(introspection)
     }
 
@@ -135,13 +123,13 @@ impl Mas {
         self.client.send(request, form).await.map_err(Error::IntrospectionFailed)
     }
 
+    /// The introspection of a token, if it is the latest and fresh.
     fn remembered(&self, token: &AccessToken, now_ms: i64) -> Option<Introspection> {
-        let mut remembered = lock(&self.remembered);
+        let (of, introspection) = lock(&self.latest).clone()?;
         // One of the future is of a clock that was set back.
-        let is_fresh =
-            |it: &Introspection| (0..self.cache_ms).contains(&now_ms.saturating_sub(it.at_ms));
-        remembered.retain(|_, introspection| is_fresh(introspection));
-        remembered.get(&key(token)).cloned()
+        let age_ms = now_ms.saturating_sub(introspection.at_ms);
+        let is_fresh = (0..self.cache_ms).contains(&age_ms);
+        (is_fresh && of == key(token)).then_some(introspection)
     }
 
     /// Whether the holder of a token that was introspected is an admin; `None` if the replica does
@@ -177,7 +165,7 @@ impl Mas {
                 }
             }
             (Some(absent), None) => {
-                lock(&self.remembered).remove(&key(&claim.token));
+                *lock(&self.latest) = None;
                 // The homeserver asks MAS anew, and its primary database.
                 return if claim.may_ask { device_id.map(|_| None) } else { Err(absent) };
             }
@@ -199,14 +187,12 @@ async fn absent(
     let found = connection.row("looking up a device", query).await?;
     // A name that the database's encoding cannot write is nobody's.
     let Some(found) = found else { return Ok(Some(Error::USER_NOT_FOUND)) };
-    let column = |error: sqlx::Error| failure("reading a device", &error);
-    Ok(if !found.try_get("user_is_known").map_err(column)? {
-        Some(Error::USER_NOT_FOUND)
-    } else if device_id.is_some() && !found.try_get("device_is_known").map_err(column)? {
-        Some(Error::TOKEN_NOT_ACTIVE)
-    } else {
-        None
-    })
+    let found = FromRow::from_row(&found).map_err(|error| failure("reading a device", &error));
+    let (user_is_known, device_is_known): (bool, bool) = found?;
+    if !user_is_known {
+        return Ok(Some(Error::USER_NOT_FOUND));
+    }
+    Ok((device_id.is_some() && !device_is_known).then_some(Error::TOKEN_NOT_ACTIVE))
 }
 
 fn key(token: &AccessToken) -> Vec<u8> {
