@@ -115,16 +115,8 @@ impl Page {
 
     /// The response body, given the number of all users that the query finds.
     pub fn into_body(self, total: i64) -> String {
-        let next_token = self.next_token(total);
-        let mut body = self.body;
-        body.push_str("],\"total\":");
-        body.push_str(&total.to_string());
-        if let Some(next_token) = next_token {
-            body.push_str(",\"next_token\":");
-            body.push_str(&next_token.to_string());
-        }
-        body.push('}');
-        body
+        let next_token = self.next_token(total).map(|it| format!(",\"next_token\":{it}"));
+        self.body + &format!("],\"total\":{total}{}}}", next_token.unwrap_or_default())
     }
 }
 
