@@ -1,7 +1,7 @@
 //! What an error of the database means: whether to ask again, what the caller gets, and what the log
 //! says to do about it.
 
-use std::{error::Error as _, fmt::Write as _};
+use std::error::Error as _;
 
 use rustls::CertificateError;
 use sqlx::{error::DatabaseError, postgres::PgDatabaseError};
@@ -28,14 +28,10 @@ pub fn failure(doing: &str, error: &sqlx::Error) -> Error {
         }
         // A server, or what stands before it, that breaks off in mid-sentence is one that restarts.
         sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) => {
-            let mut cause = format!("{error} while {doing}");
-            if let Some(inner) = error.source().and_then(std::error::Error::source) {
-                let _ = write!(cause, ": {}", chain(inner));
-            }
-            if let Some(remedy) = tls_remedy(error) {
-                let _ = write!(cause, "; {remedy}");
-            }
-            Error::DatabaseUnavailable(cause)
+            let inner = error.source().and_then(std::error::Error::source);
+            let inner = remark(": ", inner.map(chain).as_deref());
+            let remedy = remark("; ", tls_remedy(error));
+            Error::DatabaseUnavailable(format!("{error} while {doing}{inner}{remedy}"))
         }
         // sqlx's other errors name columns and types, and never a value.
         _ => Error::DatabaseFailed(format!("{error} while {doing}")),
@@ -50,19 +46,19 @@ fn refused(
     remedy: Option<&str>,
 ) -> Error {
     let code = refusal.code().unwrap_or_default();
-    let mut cause = format!("database error {code} while {doing}");
-    if let Some(message) = message {
-        let _ = write!(cause, ": {message}");
-    }
-    if let Some(remedy) = remedy {
-        let _ = write!(cause, "; {remedy}");
-    }
+    let (message, remedy) = (remark(": ", message), remark("; ", remedy));
+    let cause = format!("database error {code} while {doing}{message}{remedy}");
     match &*code {
         // query_canceled and transaction_timeout
         "57014" | "25P04" => Error::StatementTimeout(cause),
         code if is_passing(code) || is_stale_plan(refusal) => Error::DatabaseUnavailable(cause),
         _ => Error::DatabaseFailed(cause),
     }
+}
+
+/// What there may be to add to a cause.
+fn remark(separator: &str, text: Option<&str>) -> String {
+    text.map(|text| format!("{separator}{text}")).unwrap_or_default()
 }
 
 /// What a parameter finds that the database's encoding has no characters for: nothing, because no row
