@@ -77,16 +77,16 @@ pub async fn media_usage(
         .bind(query.search_term.as_ref().map(SearchTerm::expose))
         .bind(query.order_by.as_str())
         .bind(query.dir == Direction::Backwards)
+        .try_map(|row: PgRow| Ok((row.try_get("total")?, user_media(&row)?)))
         .fetch(&mut connection.session);
     let mut page = Page::new(query.from, query.limit, budget);
     let mut pushed = Ok(());
     let mut total = 0;
-    while let Some(row) = or_nothing(rows.try_next().await)
+    while let Some((of_all, user)) = or_nothing(rows.try_next().await)
         .map_err(|error| failure("reading media statistics", &error))?
     {
-        let column = |error: sqlx::Error| failure("reading a row of media statistics", &error);
-        total = row.try_get("total").map_err(column)?;
-        if let Some(user) = user_media(&row).map_err(column)? {
+        total = of_all;
+        if let Some(user) = user {
             pushed = pushed.and_then(|()| page.push(&user));
             if let Some(kept) = &mut kept {
                 kept.push(&user);
