@@ -5,7 +5,7 @@
 //! time, because a monotonic clock can stand still while the environment is frozen.
 
 use std::{
-    mem::replace,
+    ops::RangeInclusive,
     sync::{Mutex, MutexGuard},
     time::Duration,
 };
@@ -17,15 +17,15 @@ use crate::{
     query::MediaUsageQuery,
 };
 
-/// How much one answer may take, in bytes. Four walks, an answer that is being read, and
-/// [`MOST_WALKS`] without any, stay below 16 MB.
+/// How much one answer may take, in bytes. [`MOST_ANSWERS`], and one that is being read, stay below
+/// 16 MB.
 const MOST_BYTES: usize = 3_100_000;
 
-/// How many walks are known.
-const MOST_WALKS: usize = 64;
+/// How many answers are kept.
+const MOST_ANSWERS: usize = 4;
 
-/// Walks by a longer search term, in bytes, are not known. No user id and no displayname is longer.
-const LONGEST_TERM: usize = 1024;
+/// How many walks are known.
+const MOST_WALKS: usize = 16;
 
 /// Knows walks, and keeps users for them.
 pub struct ReadAhead {
@@ -37,35 +37,31 @@ pub struct ReadAhead {
     walks: Mutex<Vec<Walk>>,
 }
 
-/// Pages of one question that continue each other.
+/// A question of which page after page is asked for.
 struct Walk {
     /// The query, without its page.
     question: MediaUsageQuery,
-    /// Where its next page begins.
-    next: i64,
-    /// How many users to read then.
-    step: i64,
     /// How long its latest page took.
     took: Duration,
+    /// What was read ahead last.
     kept: Option<KeptAnswer>,
 }
 
 /// Users of one snapshot of the database, in the order of a question.
 pub struct KeptAnswer {
-    /// When its statement was sent, or earlier, as Unix time in ms.
-    sent_ms: i64,
-    /// When it was last looked at.
-    seen_ms: i64,
+    /// When it may be looked at, as Unix time in ms: from the sending of its statement on, so that a
+    /// clock that was set back makes it no younger than it is.
+    fresh_ms: RangeInclusive<i64>,
     /// How many users of the order come before.
     from: i64,
     /// How many users there are in all.
     total: i64,
     /// How many more users it has room for.
     pub room: i64,
-    /// The users, each as a JSON array, which repeats no names of fields.
-    json: String,
-    /// Where each user begins in there, and the latest one ends.
-    bounds: Vec<u32>,
+    /// The users, each as a line with a JSON array, which repeats no names of fields.
+    lines: String,
+    /// Where each line begins.
+    starts: Vec<usize>,
 }
 
 impl ReadAhead {
@@ -81,26 +77,20 @@ impl ReadAhead {
     /// How many users the statement for a page should read. `None` if the page continues no walk, or
     /// if the page before took a fifth of the time that is left.
     pub fn step(&self, query: &MediaUsageQuery, at: &Invocation) -> Option<i64> {
+        let question = self.question(query).filter(|_| query.from > 0)?;
         let walks = self.walks(at);
-        let question = self.question(query)?;
-        let walk = walks.iter().find(|walk| walk.is_at(query.from, &question))?;
-        (walk.took < at.time_left() / 5).then_some(walk.step)
+        let walk = walks.iter().rfind(|walk| walk.goes_on(&question, query.from))?;
+        let step = walk.kept.as_ref().map_or(self.steps[0], |kept| self.next_step(kept));
+        (walk.took < at.time_left() / 5).then_some(step)
     }
 
-    /// An empty answer for so many users. The least recently used goes where memory runs out.
+    /// An empty answer for so many users.
     pub fn room(&self, users: i64, query: &MediaUsageQuery, at: &Invocation) -> KeptAnswer {
-        let mut walks = self.walks(at);
-        for index in 0..walks.len() {
-            let kept = walks.iter().filter_map(|walk| walk.kept.as_ref());
-            if kept.map(KeptAnswer::bytes).sum::<usize>() > 4 * MOST_BYTES {
-                walks[index].kept = None;
-            }
-        }
-        let mut bounds = Vec::with_capacity(usize::try_from(users).unwrap_or(0) + 1);
-        bounds.push(0);
-        let json = String::with_capacity(MOST_BYTES.saturating_sub(4 * bounds.capacity()));
-        let (sent_ms, from) = (at.now_ms(), query.from);
-        KeptAnswer { sent_ms, seen_ms: sent_ms, from, total: 0, room: users, json, bounds }
+        let now_ms = at.now_ms();
+        let fresh_ms = now_ms..=now_ms.saturating_add(self.max_age_ms);
+        let starts: Vec<usize> = Vec::with_capacity(users.try_into().unwrap_or(0));
+        let lines = String::with_capacity(MOST_BYTES.saturating_sub(8 * starts.capacity()));
+        KeptAnswer { fresh_ms, from: query.from, total: 0, room: users, lines, starts }
     }
 
     /// A page that is kept as a whole, and the number of all users.
@@ -110,19 +100,15 @@ impl ReadAhead {
         budget: Budget,
         at: &Invocation,
     ) -> Option<(Page, i64)> {
-        let mut walks = self.walks(at);
         let question = self.question(query).filter(|_| query.from > 0)?;
-        let of_question = walks.iter().enumerate().filter(|(_, walk)| walk.question == question);
-        let kept = of_question.filter_map(|(index, walk)| {
-            let kept = walk.kept.as_ref()?;
-            Some((kept.sent_ms, index, kept.page(query, budget)?, kept.total, self.next_step(kept)))
-        });
-        let (_, index, page, total, step) = kept.max_by_key(|(sent_ms, ..)| *sent_ms)?;
-        // It is now the most recently used.
-        walks[index..].rotate_left(1);
-        let next = page.next_token(total).unwrap_or(query.from);
-        Walk { question, next, step, took: at.elapsed(), kept: None }.go_on(&mut walks, query.from);
-        Some((page, total))
+        let mut walks = self.walks(at);
+        let (index, page) = walks.iter().enumerate().rev().find_map(|(index, walk)| {
+            let kept = walk.kept.as_ref().filter(|_| walk.question == question)?;
+            Some((index, (kept.page(query, budget)?, kept.total)))
+        })?;
+        let walk = Walk { took: at.elapsed(), ..walks.remove(index) };
+        walks.push(walk);
+        Some(page)
     }
 
     /// Takes note of a page that the database answered and of where the next one begins, and keeps
@@ -138,60 +124,48 @@ impl ReadAhead {
         let mut walks = self.walks(at);
         if query.from == 0 {
             // No later page is to be older than the first.
-            walks.iter_mut().filter(|it| it.question == question).for_each(|it| it.kept = None);
+            walks.retain(|walk| walk.question != question);
         }
-        let next = next_token.unwrap_or(query.from);
-        let step = kept.as_ref().map_or(self.steps[0], |kept| self.next_step(kept));
-        Walk { question, next, step, took: at.elapsed(), kept }.go_on(&mut walks, query.from);
+        let before = walks.iter().rposition(|walk| walk.goes_on(&question, query.from));
+        let kept = kept.or(before.and_then(|index| walks.remove(index).kept));
+        if next_token.is_some() || kept.is_some() {
+            walks.push(Walk { question, took: at.elapsed(), kept });
+        }
+        let with_answers = walks.iter_mut().rev().filter(|walk| walk.kept.is_some());
+        with_answers.skip(MOST_ANSWERS).for_each(|walk| walk.kept = None);
+        if walks.len() > MOST_WALKS {
+            walks.remove(0);
+        }
     }
 
     /// What the pages of a walk have in common; `None` if nothing is to be kept.
     fn question(&self, query: &MediaUsageQuery) -> Option<MediaUsageQuery> {
-        let length = query.search_term.as_ref().map_or(0, |term| term.expose().len());
-        let is_kept = self.max_age_ms > 0 && length <= LONGEST_TERM;
-        is_kept.then(|| MediaUsageQuery { from: 0, limit: 0, ..query.clone() })
+        (self.max_age_ms > 0).then(|| MediaUsageQuery { from: 0, limit: 0, ..query.clone() })
     }
 
-    /// The walks, without answers that are too old, or older than they seem because the clock was
-    /// set back.
+    /// The walks, without answers that are too old.
     fn walks(&self, at: &Invocation) -> MutexGuard<'_, Vec<Walk>> {
         let now_ms = at.now_ms();
-        // Nothing in here panics while it holds the lock.
         let mut walks = lock(&self.walks);
         for walk in walks.iter_mut() {
-            walk.kept.take_if(|kept| {
-                let seen_ms = replace(&mut kept.seen_ms, now_ms);
-                now_ms < seen_ms || now_ms > kept.sent_ms.saturating_add(self.max_age_ms)
-            });
+            walk.kept.take_if(|kept| !kept.fresh_ms.contains(&now_ms));
         }
         walks
     }
 
     /// How many users to read next: as many as there are bytes for, if they are like those before.
     fn next_step(&self, kept: &KeptAnswer) -> i64 {
-        let most = (MOST_BYTES * kept.users()).checked_div(kept.bytes()).unwrap_or(0);
+        let bytes = kept.lines.len() + 8 * kept.users();
+        let most = (MOST_BYTES * kept.users()).checked_div(bytes).unwrap_or(0);
         i64::try_from(most).map_or(self.steps[0], |most| most.clamp(self.steps[0], self.steps[1]))
     }
 }
 
 impl Walk {
-    fn is_at(&self, from: i64, question: &MediaUsageQuery) -> bool {
-        self.next == from && self.question == *question
-    }
-
-    /// Takes the place of the walk that came to `from`, or else of one that is where this one is.
-    fn go_on(mut self, walks: &mut Vec<Self>, from: i64) {
-        let at = |place| walks.iter().position(|walk| walk.is_at(place, &self.question));
-        match at(from).or_else(|| at(self.next)).map(|before| walks.remove(before)) {
-            Some(before) => self.kept = self.kept.or(before.kept),
-            // No page follows, so that this is no walk.
-            None if self.next == from => return,
-            None => (),
-        }
-        walks.push(self);
-        if walks.len() > MOST_WALKS {
-            walks.remove(0);
-        }
+    /// Whether a page is one of those to come: behind the first, or where users are kept.
+    fn goes_on(&self, question: &MediaUsageQuery, from: i64) -> bool {
+        let is_near = |kept: &KeptAnswer| (kept.from..=kept.end()).contains(&from);
+        self.question == *question && self.kept.as_ref().is_none_or(is_near)
     }
 }
 
@@ -199,49 +173,47 @@ impl KeptAnswer {
     /// Appends a user. The first one that there is no room for ends the answer.
     pub fn push(&mut self, user: &UserMedia) {
         let fields = (&user.user_id, &user.displayname, user.media_count, user.media_length);
-        let json = serde_json::to_string(&fields).unwrap_or_default();
-        let end = self.json.len() + json.len();
-        match u32::try_from(end) {
-            Ok(bound) if self.room > 0 && end <= self.json.capacity() => {
-                self.json.push_str(&json);
-                self.bounds.push(bound);
-                self.room -= 1;
-            }
-            _ => self.room = 0,
+        // JSON escapes line breaks.
+        let line = serde_json::to_string(&fields).unwrap_or_default() + "\n";
+        if self.room > 0 && self.lines.len() + line.len() <= self.lines.capacity() {
+            self.starts.push(self.lines.len());
+            self.lines.push_str(&line);
+            self.room -= 1;
+        } else {
+            self.room = 0;
         }
     }
 
     /// The answer as it is kept, given the number of all users.
     #[must_use]
     pub fn complete(mut self, total: i64) -> Self {
-        self.json.shrink_to_fit();
-        self.bounds.shrink_to_fit();
+        self.lines.shrink_to_fit();
+        self.starts.shrink_to_fit();
         Self { total, room: 0, ..self }
     }
 
     /// How many users it holds.
     pub fn users(&self) -> usize {
-        self.bounds.len() - 1
+        self.starts.len()
     }
 
-    /// How much memory it takes.
-    fn bytes(&self) -> usize {
-        self.json.capacity() + 4 * self.bounds.capacity()
+    /// How many users of the order come before the first that it does not hold.
+    fn end(&self) -> i64 {
+        self.from.saturating_add(i64::try_from(self.users()).unwrap_or(i64::MAX))
     }
 
     /// The page of a query, if all of it is in here.
     fn page(&self, query: &MediaUsageQuery, budget: Budget) -> Option<Page> {
         let first = usize::try_from(query.from.checked_sub(self.from)?).ok()?;
+        let start = *self.starts.get(first)?;
         let mut page = Page::new(query.from, query.limit, budget);
-        for bounds in self.bounds.windows(2).skip(first) {
+        for line in self.lines[start..].lines() {
             if page.is_full() {
                 break;
             }
-            let user = &self.json[bounds[0] as usize..bounds[1] as usize];
-            page.push(&serde_json::from_str(user).ok()?).ok()?;
+            page.push(&serde_json::from_str(line).ok()?).ok()?;
         }
-        let end = self.from.saturating_add(i64::try_from(self.users()).ok()?);
-        (page.is_full() || end >= self.total).then_some(page)
+        (page.is_full() || self.end() >= self.total).then_some(page)
     }
 }
 
@@ -268,6 +240,11 @@ mod tests {
             media_count: number,
             media_length: i64::MAX - number,
         }
+    }
+
+    /// How much memory an answer takes.
+    fn bytes(kept: &KeptAnswer) -> usize {
+        kept.lines.capacity() + 8 * kept.starts.capacity()
     }
 
     /// A database of so many users with ids of a length, behind a memory.
@@ -303,7 +280,7 @@ mod tests {
                     kept.push(&user);
                 }
             }
-            assert!(self.bytes() + kept.as_ref().map_or(0, KeptAnswer::bytes) <= 15_900_000);
+            assert!(self.bytes() + kept.as_ref().map_or(0, bytes) <= 15_900_000);
             let kept = kept.map(|kept| kept.complete(self.total));
             let next = page.next_token(self.total);
             self.read_ahead.answered(query, next, kept, at);
@@ -315,7 +292,7 @@ mod tests {
             let walks = self.read_ahead.walks.lock().unwrap();
             let term =
                 |walk: &Walk| walk.question.search_term.as_ref().map_or(0, |it| it.expose().len());
-            let kept = |walk: &Walk| walk.kept.as_ref().map_or(0, KeptAnswer::bytes);
+            let kept = |walk: &Walk| walk.kept.as_ref().map_or(0, bytes);
             let walk_bytes = walks.iter().map(|walk| size_of::<Walk>() + term(walk) + kept(walk));
             walk_bytes.sum()
         }
@@ -354,9 +331,6 @@ mod tests {
         // What the first page leaves is less than a page.
         assert_eq!(Walker::new(60, [10, 40], 12, 1).walk("", 10), 2);
         assert_eq!(Walker::new(0, [10, 40], 100, 1).walk("", 5), 20);
-        let term = |length| format!("search_term={}", "x".repeat(length));
-        assert_eq!(Walker::new(60, [10, 40], 100, 1).walk(&term(1024), 5), 2 + 3);
-        assert_eq!(Walker::new(60, [10, 40], 100, 1).walk(&term(1025), 5), 20);
     }
 
     #[test]
@@ -388,7 +362,7 @@ mod tests {
         let question = |walk: i64| format!("from_ts={}", walk + 1);
         for walk in 0..5 {
             for from in [0, 20, 40, 60] {
-                if walk == 4 && from == 20 {
+                if walk == 4 && from == 0 {
                     // Back to a page of the first, which then is the most recently used.
                     walker.step_on(&question(0), 61, 20);
                 }
@@ -433,12 +407,6 @@ mod tests {
             }
             assert_eq!(walker.statements, statements, "{asked_ms}");
         }
-        // Set back by less than the answer's age, which is then not known any more.
-        let mut walker = Walker::new(60, [10, 40], 100, 1);
-        for (from, ms) in [(0, 0), (5, 0), (10, 50_000), (10, 20_000)] {
-            walker.ask(&query(&format!("from={from}&limit=5")), &at(ms));
-        }
-        assert_eq!(walker.statements, 3);
     }
 
     #[test]
@@ -455,9 +423,9 @@ mod tests {
         assert_eq!((total(30, 0, 5), total(30, 5, 5)), (30, 30));
         // The second has read 5 to 15, and this one reads all from 11 on.
         assert_eq!((total(31, 6, 5), total(31, 11, 5)), (30, 31));
-        assert_eq!((total(32, 10, 4), total(32, 11, 4)), (30, 31));
+        assert_eq!((total(32, 12, 4), total(32, 10, 4), total(33, 11, 4)), (31, 32, 31));
         assert_eq!((total(33, 0, 5), total(34, 11, 4)), (33, 34));
-        assert_eq!((total(35, 5, 5), total(36, 10, 5)), (35, 35));
+        assert_eq!((total(35, 5, 5), total(36, 10, 5)), (35, 36));
         assert_eq!((total(37, 0, 5), total(38, 10, 5)), (37, 38));
     }
 
