@@ -9,7 +9,7 @@ use super::object;
 use crate::error::Error;
 
 /// The scopes that make a token one for the client-server API; the second is the unstable one.
-const CLIENT_API: [&str; 2] =
+pub(super) const CLIENT_API: [&str; 2] =
     ["urn:matrix:client:api:*", "urn:matrix:org.matrix.msc2967.client:api:*"];
 
 /// What the scope of a device begins with, likewise.
@@ -17,7 +17,7 @@ const DEVICE: [&str; 2] =
     ["urn:matrix:client:device:", "urn:matrix:org.matrix.msc2967.client:device:"];
 
 /// The scope of an admin of the homeserver.
-const ADMIN: &str = "urn:synapse:admin:*";
+pub(super) const ADMIN: [&str; 1] = ["urn:synapse:admin:*"];
 
 /// What MAS says of a token: its answer (RFC 7662, section 2.2), with MAS's own `device_id`. Of other
 /// fields nothing is asked.
@@ -85,14 +85,9 @@ impl Introspection {
         Ok(Some(device_id.to_owned()))
     }
 
-    /// Whether the token is one for the client-server API.
-    pub(super) fn is_for_client_api(&self) -> bool {
-        self.scope().any(|item| CLIENT_API.contains(&item))
-    }
-
-    /// Whether the token is an admin's.
-    pub(super) fn is_for_admin(&self) -> bool {
-        self.scope().any(|item| item == ADMIN)
+    /// Whether the token has one of these scopes.
+    pub(super) fn has(&self, scopes: &[&str]) -> bool {
+        self.scope().any(|item| scopes.contains(&item))
     }
 
     /// Whether the token has ended at the Unix time `now_ms`, in ms.

@@ -11,7 +11,10 @@ use ring::digest::{SHA256, digest};
 use sqlx::FromRow;
 use url::form_urlencoded;
 
-use super::{AccessToken, Admin, Claim, LONGEST_TOKEN, Verdict, introspection::Introspection};
+use super::{
+    AccessToken, Admin, Claim, LONGEST_TOKEN, Verdict,
+    introspection::{ADMIN, CLIENT_API, Introspection},
+};
 use crate::{
     aws::{Failure, Secret},
     client::{Answer, Client, bearer},
@@ -143,7 +146,7 @@ impl Mas {
         // Every claim has one here. If this had none, that would be no fault of the token.
         let not_asked = || Error::IntrospectionFailed("nobody has asked MAS".to_owned());
         let introspection = claim.introspection.as_ref().ok_or_else(not_asked)?;
-        if !introspection.is_for_client_api() {
+        if !introspection.has(&CLIENT_API) {
             return Err(Error::TOKEN_WITHOUT_CLIENT_SCOPE);
         }
         let username = introspection.username.as_ref().ok_or(Error::INVALID_USERNAME_CLAIM)?;
@@ -170,7 +173,7 @@ impl Mas {
                 return if claim.may_ask { device_id.map(|_| None) } else { Err(absent) };
             }
         }
-        if !introspection.is_for_admin() {
+        if !introspection.has(&ADMIN) {
             return Err(Error::NOT_AN_ADMIN);
         }
         Ok(Some(Admin(())))
