@@ -5,6 +5,8 @@
 //! `%FF` and `%EF%BF%BD` in a load balancer's query. It also panics on an invalid host and on a
 //! query with a raw `<`.
 
+use std::slice;
+
 use lambda_http::{
     Body, Request, RequestExt, Response,
     http::{HeaderValue, Method, header::AUTHORIZATION},
@@ -116,28 +118,26 @@ impl Event {
         if kind == Kind::HttpApi {
             return self.text("/rawQueryString").to_owned();
         }
-        let encode = |text: &str| match kind {
-            // A REST API decodes names and values, a load balancer leaves them as they are.
-            Kind::RestApi => utf8_percent_encode(text, NON_ALPHANUMERIC).to_string(),
-            _ => text.to_owned(),
-        };
+        let encode = |text| utf8_percent_encode(text, NON_ALPHANUMERIC);
         let pairs = self.pairs("multiValueQueryStringParameters", "queryStringParameters");
-        let items = pairs.iter().map(|(name, value)| format!("{}={}", encode(name), encode(value)));
+        let items = pairs.iter().map(|(name, value)| match kind {
+            // A REST API decodes names and values, a load balancer leaves them as they are.
+            Kind::RestApi => format!("{}={}", encode(name), encode(value)),
+            _ => format!("{name}={value}"),
+        });
         items.collect::<Vec<_>>().join("&")
     }
 
     /// The names and values of a field. Its multi-value form, if there is one, has all that the
     /// other has, and the repeats.
     fn pairs(&self, multi_value: &str, single_value: &str) -> Vec<(String, String)> {
+        let fields = [multi_value, single_value].map(|field| self.0[field].as_object());
+        let fields = fields.into_iter().flatten().find(|fields| !fields.is_empty());
         let mut pairs = Vec::new();
-        for (name, values) in self.0[multi_value].as_object().into_iter().flatten() {
-            let values = values.as_array().into_iter().flatten().filter_map(Value::as_str);
+        for (name, value) in fields.into_iter().flatten() {
+            let values = value.as_array().map_or(slice::from_ref(value), Vec::as_slice);
+            let values = values.iter().filter_map(Value::as_str);
             pairs.extend(values.map(|value| (name.clone(), value.to_owned())));
-        }
-        if pairs.is_empty() {
-            for (name, value) in self.0[single_value].as_object().into_iter().flatten() {
-                pairs.extend(value.as_str().map(|value| (name.clone(), value.to_owned())));
-            }
         }
         pairs
     }
