@@ -75,7 +75,10 @@ impl Database {
             let instead = if is_path { "use DATABASE_SCHEMA" } else { "use DATABASE_URL" };
             variables.require(value.is_none(), format!("{name} must not be set; {instead}"));
         }
-        let authorities = authorities(variables);
+        let authorities = match variables.get("DATABASE_CA_FILE") {
+            Some(file) => variables.accept("DATABASE_CA_FILE", certificates(&file)),
+            None => variables.get("AWS_REGION").and_then(|region| rds_authorities(&region)),
+        };
         let secret_is_all = matches!(login, Login::Secret(_)).then(|| "postgres://".to_owned());
         let text = variables.get("DATABASE_URL").or(secret_is_all);
         variables.require(text.is_some(), "DATABASE_URL is not set");
@@ -125,11 +128,8 @@ impl Database {
         }
         let mut options = connect_options(&parts)?;
         if !parts.contains_key("sslmode") {
-            let mode = match is_local(&options) {
-                false => PgSslMode::VerifyFull,
-                true if parts.contains_key("ssl") => PgSslMode::Require,
-                true => PgSslMode::Prefer,
-            };
+            let may_be_plain = is_local(&options) && !parts.contains_key("ssl");
+            let mode = if may_be_plain { PgSslMode::Prefer } else { PgSslMode::VerifyFull };
             options = options.ssl_mode(mode);
         }
         Ok(match &self.authorities {
@@ -172,14 +172,12 @@ fn read_url(text: &str) -> Result<BTreeMap<String, String>, String> {
         check(kind, &value).map_err(|problem| format!("{name} {problem}"))?;
         given.insert(name.into_owned(), value.into_owned());
     }
-    if let Some(address) = given.remove("hostaddr") {
-        given.insert("host".to_owned(), address);
-    }
     Ok(given)
 }
 
 fn connect_options(parts: &BTreeMap<String, String>) -> Result<PgConnectOptions, String> {
-    // What sqlx does not know it ignores with a warning, which `crate::log` drops.
+    // sqlx takes a hostaddr for the host. What it does not know it ignores with a warning, which
+    // `crate::log` drops.
     let url = Url::parse_with_params("postgres:", parts).map_err(|error| error.to_string())?;
     let options: PgConnectOptions =
         url.as_str().parse().map_err(|_| "sqlx must be able to read it")?;
@@ -205,19 +203,11 @@ fn is_local(options: &PgConnectOptions) -> bool {
         || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
 }
 
-/// PEM text of the authorities that the variables name.
-fn authorities(variables: &mut Variables) -> Option<Vec<u8>> {
-    let Some(file) = variables.get("DATABASE_CA_FILE") else {
-        return Some(rds_authorities(&variables.get("AWS_REGION")?)?.into());
-    };
-    variables.accept("DATABASE_CA_FILE", certificates(&file))
-}
-
 /// The root certificates of RDS in a region, as PEM text.
-fn rds_authorities(region: &str) -> Option<&'static str> {
+fn rds_authorities(region: &str) -> Option<Vec<u8>> {
     const ALL: &str = include_str!("../rds_roots.pem");
     let (_, rest) = ALL.split_once(&format!("\n# region {region}\n"))?;
-    Some(rest.split_once("\n# region ").map_or(rest, |(section, _)| section))
+    Some(rest.split_once("\n# region ").map_or(rest, |(section, _)| section).into())
 }
 
 #[cfg(test)]
@@ -350,7 +340,7 @@ mod tests {
             authorities.map(|pem| String::from_utf8(pem.0).unwrap())
         };
         for region in ["eu-central-1", "us-west-2"] {
-            let of_region = rds_authorities(region).map(str::to_owned);
+            let of_region = rds_authorities(region).map(|pem| String::from_utf8(pem).unwrap());
             assert_eq!(trusted(&[url, ("AWS_REGION", region)]), of_region);
         }
         let file = concat!(env!("CARGO_MANIFEST_DIR"), "/src/rds_roots.pem");
@@ -359,9 +349,10 @@ mod tests {
         assert_eq!(by_variable.as_deref(), Some(include_str!("../rds_roots.pem")));
         let in_url = format!("postgres://u:p@db/x?sslrootcert={file}");
         assert_eq!(trusted(&[("DATABASE_URL", &in_url), region]), None);
-        assert!(rds_authorities("eu-central-1").unwrap().contains("-----BEGIN CERTIFICATE-----"));
-        assert!(rds_authorities("eu-central-1").unwrap() != rds_authorities("us-east-1").unwrap());
-        assert!(!rds_authorities("eu-central-1").unwrap().contains("# region"));
+        let [frankfurt, virginia] = ["eu-central-1", "us-east-1"]
+            .map(|region| String::from_utf8(rds_authorities(region).unwrap()).unwrap());
+        assert!(frankfurt.contains("-----BEGIN CERTIFICATE-----") && frankfurt != virginia);
+        assert!(!frankfurt.contains("# region"));
         for nowhere in ["", "eu", "eu-central", "mars-north-1"] {
             assert_eq!(rds_authorities(nowhere), None);
         }
@@ -589,7 +580,7 @@ mod tests {
         }
         // On the way to this machine TLS is an offer, until somebody asks for it.
         let mode = options("postgres://u:p@127.0.0.1/d?ssl=true").get_ssl_mode();
-        assert!(matches!(mode, PgSslMode::Require));
+        assert!(matches!(mode, PgSslMode::VerifyFull));
     }
 
     #[test]

@@ -56,8 +56,6 @@ pub(super) fn certificates(path: &str) -> Result<Vec<u8>, String> {
     let must = "must be a PEM file of certificates";
     let pem = fs::read(path).map_err(|error| format!("{must}: {error}"))?;
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
-    match certificates {
-        Ok(certificates) if !certificates.is_empty() => Ok(pem),
-        _ => Err(must.to_owned()),
-    }
+    let is_right = certificates.is_ok_and(|certificates| !certificates.is_empty());
+    if is_right { Ok(pem) } else { Err(must.to_owned()) }
 }
