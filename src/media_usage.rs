@@ -6,10 +6,11 @@ use sqlx::{Row, postgres::PgRow};
 use crate::{
     auth::Admin,
     error::Error,
+    hidden::Hidden,
     invocation::Invocation,
     page::{Budget, Page, UserMedia},
     postgres::{Connection, failure, or_nothing},
-    query::{Direction, MediaUsageQuery, SearchTerm},
+    query::{Direction, MediaUsageQuery},
     read_ahead::{KeptAnswer, ReadAhead},
     statement::Shape,
 };
@@ -74,7 +75,7 @@ pub async fn media_usage(
         .bind(query.from)
         .bind(query.window.after)
         .bind(query.window.until)
-        .bind(query.search_term.as_ref().map(SearchTerm::expose))
+        .bind(query.search_term.as_ref().map(Hidden::expose))
         .bind(query.order_by.as_str())
         .bind(query.dir == Direction::Backwards)
         .try_map(|row: PgRow| Ok((row.try_get("total")?, user_media(&row)?)))

@@ -26,12 +26,8 @@ impl Args {
         Self(args)
     }
 
-    /// The value of `access_token`; a secret.
-    pub fn access_token(&self) -> Option<&[u8]> {
-        self.get("access_token")
-    }
-
-    fn get(&self, name: &str) -> Option<&[u8]> {
+    /// The value of a parameter; that of `access_token` is a secret.
+    pub fn get(&self, name: &str) -> Option<&[u8]> {
         self.0.get(name.as_bytes()).map(Vec::as_slice)
     }
 }
@@ -53,8 +49,9 @@ pub struct MediaUsageQuery {
     pub limit: i64,
     /// Which media count, by the time of their upload.
     pub window: TimeWindow,
-    /// Which users count; `None` for all.
-    pub search_term: Option<SearchTerm>,
+    /// Which users count: those with this text in their names, literally and case-sensitively (D1).
+    /// It is not empty, and may be personal. `None` for all.
+    pub search_term: Option<Hidden<String>>,
 }
 
 impl MediaUsageQuery {
@@ -81,7 +78,7 @@ impl MediaUsageQuery {
         if until_ts.is_some_and(|until_ts| until_ts <= from_ts) {
             return Err(Error::UNTIL_NOT_AFTER_FROM);
         }
-        let search_term = args.get("search_term").map(SearchTerm::parse).transpose()?;
+        let search_term = args.get("search_term").map(search_term).transpose()?;
         let dir = match args.get("dir") {
             None | Some(b"f") => Direction::Forwards,
             Some(b"b") => Direction::Backwards,
@@ -153,26 +150,16 @@ impl TimeWindow {
     }
 }
 
-/// `search_term`: not empty, matched literally and case-sensitively (D1). It may be personal.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SearchTerm(Hidden<String>);
-
-impl SearchTerm {
-    fn parse(bytes: &[u8]) -> Result<Self, Error> {
-        let term = str::from_utf8(bytes).map_err(|_| Error::SEARCH_TERM_NOT_UTF8)?;
-        if term.contains('\0') {
-            return Err(Error::SEARCH_TERM_WITH_NUL);
-        }
-        if term.is_empty() {
-            return Err(Error::EMPTY_SEARCH_TERM);
-        }
-        Ok(Self(Hidden(term.to_owned())))
+/// Reads a search term.
+fn search_term(bytes: &[u8]) -> Result<Hidden<String>, Error> {
+    let term = str::from_utf8(bytes).map_err(|_| Error::SEARCH_TERM_NOT_UTF8)?;
+    if term.contains('\0') {
+        return Err(Error::SEARCH_TERM_WITH_NUL);
     }
-
-    /// The term, to be bound as a parameter and for nothing else.
-    pub fn expose(&self) -> &str {
-        self.0.expose()
+    if term.is_empty() {
+        return Err(Error::EMPTY_SEARCH_TERM);
     }
+    Ok(Hidden(term.to_owned()))
 }
 
 /// Reads a parameter, an integer from 0 on, as Python's `int` reads bytes: ASCII blanks around, one sign, digits
@@ -285,7 +272,7 @@ mod tests {
 
     #[test]
     fn the_query_string_is_form_data() {
-        let term = |query| parse(query).map(|query| query.search_term.map(|term| term.0.0));
+        let term = |query| parse(query).map(|query| query.search_term.map(|term| term.0));
         let found = |term: &str| Ok(Some(term.to_owned()));
         assert_eq!(term("search_term=a+b%2Bc"), found("a b+c"));
         assert_eq!(term("search_term=%zz%6"), found("%zz%6"));

@@ -184,7 +184,7 @@ fn parsing_reads_what_was_written() {
             assert_eq!(query.limit, i64::try_from(limit).unwrap_or(i64::MAX));
             assert_eq!(query.window.after, (from_ts > 0).then(|| from_ts - 1));
             assert_eq!(query.window.until, Some(until_ts));
-            assert_eq!(query.search_term.unwrap().expose(), term);
+            assert_eq!(query.search_term.unwrap().0, term);
             Ok(())
         })
         .unwrap();

@@ -12,8 +12,9 @@ use proptest::{
 };
 use sqlx::{PgConnection, Row};
 use synapse_media_usage::{
+    hidden::Hidden,
     page::UserMedia,
-    query::{Args, Direction, MediaUsageQuery, OrderBy, SearchTerm},
+    query::{Args, Direction, MediaUsageQuery, OrderBy},
     statement::{Shape, Statements},
 };
 
@@ -44,7 +45,7 @@ pub fn bound<'q>(
         .bind(query.from)
         .bind(query.window.after)
         .bind(query.window.until)
-        .bind(query.search_term.as_ref().map(SearchTerm::expose))
+        .bind(query.search_term.as_ref().map(Hidden::expose))
         .bind(query.order_by.as_str())
         .bind(query.dir == Direction::Backwards)
 }

@@ -8,10 +8,7 @@ use std::sync::{
 use serde::Deserialize;
 use sqlx::{Connection, PgConnection, postgres::PgConnectOptions};
 use synapse_media_usage::{
-    config::Config,
-    postgres::Connector,
-    query::{MediaUsageQuery, SearchTerm},
-    service::Service,
+    config::Config, hidden::Hidden, postgres::Connector, query::MediaUsageQuery, service::Service,
 };
 use tokio::sync::Mutex;
 
@@ -257,5 +254,5 @@ pub fn bound<'q>(
         .bind(query.from)
         .bind(query.window.after)
         .bind(query.window.until)
-        .bind(query.search_term.as_ref().map(SearchTerm::expose))
+        .bind(query.search_term.as_ref().map(Hidden::expose))
 }
