@@ -1,8 +1,5 @@
 //! The question itself: binds and rows.
 
-use futures_util::TryStreamExt;
-use sqlx::{Row, postgres::PgRow};
-
 use crate::{
     auth::Admin,
     error::Error,
@@ -14,9 +11,9 @@ use crate::{
     read_ahead::{KeptAnswer, ReadAhead},
     statement::Shape,
 };
+use futures_util::TryStreamExt;
 
 /// A page, and how it was found.
-#[derive(Debug)]
 pub struct MediaUsage {
     /// The JSON body of the answer.
     pub body: String,
@@ -32,10 +29,14 @@ pub struct MediaUsage {
 
 impl MediaUsage {
     fn new(page: Page, total: i64, shape: Option<Shape>, read_ahead: Option<usize>) -> Self {
-        let (rows, next_token) = (page.rows(), page.next_token(total));
+        let (rows, next_token) = (page.rows, page.next_token(total));
         Self { body: page.into_body(total), rows, next_token, shape, read_ahead }
     }
 }
+
+/// A row of a page statement, as [`Statements::page`](crate::statement::Statements::page) has its
+/// columns. All but the total are null in the only row of an empty page.
+type Row = (i64, Option<bool>, Option<String>, Option<String>, Option<i64>, Option<i64>);
 
 /// The page that a query asks for, if an earlier statement read all of it.
 pub fn kept_media_usage(
@@ -69,7 +70,7 @@ pub async fn media_usage(
     let limit = query.limit.min(budget.most_users());
     let limit = limit.max(kept.as_ref().map_or(0, |kept| kept.room));
     let shape = Shape::for_query(&MediaUsageQuery { limit, ..query.clone() }, connection.one_pass);
-    let mut rows = sqlx::query(connection.statements.page(shape))
+    let mut rows = sqlx::query_as(connection.statements.page(shape))
         .persistent(connection.keeps_statements())
         .bind(limit)
         .bind(query.from)
@@ -78,37 +79,26 @@ pub async fn media_usage(
         .bind(query.search_term.as_ref().map(Hidden::expose))
         .bind(query.order_by.as_str())
         .bind(query.dir == Direction::Backwards)
-        .try_map(|row: PgRow| Ok((row.try_get("total")?, user_media(&row)?)))
         .fetch(&mut connection.session);
     let mut page = Page::new(query.from, query.limit, budget);
     let mut pushed = Ok(());
     let mut total = 0;
-    while let Some((of_all, user)) = or_nothing(rows.try_next().await)
+    while let Some(row) = or_nothing(rows.try_next().await)
         .map_err(|error| failure("reading media statistics", &error))?
     {
+        let (of_all, on_page, user_id, displayname, media_count, media_length): Row = row;
         total = of_all;
-        if let Some(user) = user {
+        if let (Some(true), Some(media_count), Some(media_length)) =
+            (on_page, media_count, media_length)
+        {
+            let user = UserMedia { user_id, displayname, media_count, media_length };
             pushed = pushed.and_then(|()| page.push(&user));
             if let Some(kept) = &mut kept {
-                kept.push(&user);
+                kept.push(&user, total);
             }
         }
     }
     pushed?;
-    let kept = kept.map(|kept| kept.complete(total));
     let read_ahead = kept.as_ref().map(KeptAnswer::users);
     Ok((MediaUsage::new(page, total, Some(shape), read_ahead), kept))
-}
-
-/// The user of a row; `None` in the only row of an empty page.
-fn user_media(row: &PgRow) -> Result<Option<UserMedia>, sqlx::Error> {
-    if row.try_get::<Option<bool>, _>("on_page")?.is_none() {
-        return Ok(None);
-    }
-    Ok(Some(UserMedia {
-        user_id: row.try_get("user_id")?,
-        displayname: row.try_get("displayname")?,
-        media_count: row.try_get("media_count")?,
-        media_length: row.try_get("media_length")?,
-    }))
 }

@@ -45,7 +45,6 @@ impl Budget {
 }
 
 /// A page that is being filled, user by user in the order of the page.
-#[derive(Debug)]
 pub struct Page {
     from: i64,
     limit: i64,
@@ -55,7 +54,7 @@ pub struct Page {
     /// The size of `body` as [`Budget`] counts it.
     size: usize,
     /// How many users it holds.
-    returned: i64,
+    pub rows: i64,
     /// Whether its budget is used up.
     spent: bool,
 }
@@ -64,17 +63,12 @@ impl Page {
     /// An empty page for `limit` users, which starts behind `from` users of the order.
     pub fn new(from: i64, limit: i64, budget: Budget) -> Self {
         let body = String::from("{\"users\":[");
-        Self { from, limit, budget, size: size(&body), body, returned: 0, spent: false }
-    }
-
-    /// How many users it holds.
-    pub fn rows(&self) -> i64 {
-        self.returned
+        Self { from, limit, budget, size: size(&body), body, rows: 0, spent: false }
     }
 
     /// Whether no user is missing, however many follow.
     pub fn is_full(&self) -> bool {
-        self.spent || self.returned >= self.limit
+        self.spent || self.rows >= self.limit
     }
 
     /// Appends a user, unless the page is full or its budget is used up: then this user and all
@@ -91,26 +85,26 @@ impl Page {
         let json = serde_json::to_string(user).map_err(|error| {
             Error::DatabaseFailed(format!("a row cannot be written as JSON: {error}"))
         })?;
-        let comma = usize::from(self.returned > 0);
+        let comma = usize::from(self.rows > 0);
         let size = self.size + comma + size(&json);
         if size > self.budget.0 - Budget::TAIL {
             self.spent = true;
-            if self.returned == 0 {
+            if self.rows == 0 {
                 return Err(Error::UserTooLarge(self.from));
             }
             return Ok(());
         }
         self.body.extend([",", &json].into_iter().skip(1 - comma));
         self.size = size;
-        self.returned += 1;
+        self.rows += 1;
         Ok(())
     }
 
     /// Where the next page begins, given the number of all users that the query finds: exactly when
     /// this one holds at least one user and more follow (D5).
     pub fn next_token(&self, total: i64) -> Option<i64> {
-        let next_token = self.from.saturating_add(self.returned);
-        (self.returned > 0 && next_token < total).then_some(next_token)
+        let next_token = self.from.saturating_add(self.rows);
+        (self.rows > 0 && next_token < total).then_some(next_token)
     }
 
     /// The response body, given the number of all users that the query finds.

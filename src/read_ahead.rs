@@ -54,7 +54,7 @@ pub struct KeptAnswer {
     fresh_ms: RangeInclusive<i64>,
     /// How many users of the order come before.
     from: i64,
-    /// How many users there are in all.
+    /// How many users there are in all; 0 until that is known.
     total: i64,
     /// How many more users it has room for.
     pub room: i64,
@@ -170,8 +170,9 @@ impl Walk {
 }
 
 impl KeptAnswer {
-    /// Appends a user. The first one that there is no room for ends the answer.
-    pub fn push(&mut self, user: &UserMedia) {
+    /// Appends one of so many users in all. The first one that there is no room for ends the answer.
+    pub fn push(&mut self, user: &UserMedia, total: i64) {
+        self.total = total;
         let fields = (&user.user_id, &user.displayname, user.media_count, user.media_length);
         // JSON escapes line breaks.
         let line = serde_json::to_string(&fields).unwrap_or_default() + "\n";
@@ -182,14 +183,6 @@ impl KeptAnswer {
         } else {
             self.room = 0;
         }
-    }
-
-    /// The answer as it is kept, given the number of all users.
-    #[must_use]
-    pub fn complete(mut self, total: i64) -> Self {
-        self.lines.shrink_to_fit();
-        self.starts.shrink_to_fit();
-        Self { total, room: 0, ..self }
     }
 
     /// How many users it holds.
@@ -277,11 +270,10 @@ mod tests {
                 let user = user(number, self.padding);
                 page.push(&user).unwrap();
                 if let Some(kept) = &mut kept {
-                    kept.push(&user);
+                    kept.push(&user, self.total);
                 }
             }
             assert!(self.bytes() + kept.as_ref().map_or(0, bytes) <= 15_900_000);
-            let kept = kept.map(|kept| kept.complete(self.total));
             let next = page.next_token(self.total);
             self.read_ahead.answered(query, next, kept, at);
             (page.into_body(self.total), next)
