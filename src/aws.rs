@@ -8,7 +8,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use aws_config::{BehaviorVersion, Region, SdkConfig, retry::RetryConfig, timeout::TimeoutConfig};
+use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_sdk_secretsmanager::{
     config::{Credentials, ProvideCredentials},
     error::{ProvideErrorMetadata, SdkError},
@@ -29,9 +29,6 @@ use crate::{error::chain, lock::lock};
 /// endpoint has, this is what a request waits for.
 const TIMEOUT: Duration = Duration::from_millis(2500);
 
-/// How long connecting to AWS may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-
 /// AWS as the execution environment's credentials reach it, in one region.
 #[derive(Debug)]
 pub struct Aws {
@@ -40,7 +37,6 @@ pub struct Aws {
 }
 
 /// Why AWS did not give what was asked for, for the log.
-#[derive(Debug)]
 pub enum Failure {
     /// It may be over in a moment: AWS did not answer, and has not refused.
     Passing(String),
@@ -131,8 +127,6 @@ impl Aws {
             aws_config::defaults(BehaviorVersion::latest())
                 .region(Region::new(self.region.clone()))
                 .http_client(client)
-                .retry_config(RetryConfig::standard().with_max_attempts(2))
-                .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).build())
                 .load()
         };
         self.config.get_or_init(load).await
@@ -146,8 +140,13 @@ impl Aws {
         };
         // The search for credentials counts too. Boxed, because the client's future is large and few
         // configurations have one.
-        let answer = tokio::time::timeout(TIMEOUT, Box::pin(ask)).await;
-        let answer = answer.map_err(|_| unreachable())?.map_err(|error| failure(&error))?;
+        let late = |_| {
+            let ms = TIMEOUT.as_millis();
+            let remedy = "a VPC needs an interface endpoint for it, or a NAT gateway";
+            Failure::Passing(format!("Secrets Manager gave no answer within {ms} ms: {remedy}"))
+        };
+        let answer = tokio::time::timeout(TIMEOUT, Box::pin(ask)).await.map_err(late)?;
+        let answer = answer.map_err(|error| failure(&error))?;
         let binary = "the secret is binary; it has to be text";
         answer.secret_string.ok_or_else(|| Failure::Lasting(binary.to_owned()))
     }
@@ -172,12 +171,6 @@ impl Aws {
     }
 }
 
-fn unreachable() -> Failure {
-    let ms = TIMEOUT.as_millis();
-    let remedy = "a VPC needs an interface endpoint for it, or a NAT gateway";
-    Failure::Passing(format!("Secrets Manager gave no answer within {ms} ms: {remedy}"))
-}
-
 fn failure(error: &SdkError<GetSecretValueError>) -> Failure {
     match error {
         SdkError::ServiceError(refusal) => {
@@ -193,7 +186,6 @@ fn failure(error: &SdkError<GetSecretValueError>) -> Failure {
         SdkError::ResponseError(_) => {
             Failure::Passing("Secrets Manager's answer cannot be read".to_owned())
         }
-        SdkError::DispatchFailure(dispatch) if dispatch.is_timeout() => unreachable(),
         SdkError::DispatchFailure(_) => {
             Failure::Passing(format!("Secrets Manager cannot be reached: {}", chain(error)))
         }
