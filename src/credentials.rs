@@ -121,7 +121,7 @@ mod tests {
     /// The parameters that a secret gives, as texts `name=value`.
     fn given(secret: &str) -> Result<Vec<String>, String> {
         let access = parse(secret)?;
-        Ok(access.expose().iter().map(|(name, value)| format!("{name}={value}")).collect())
+        Ok(access.0.iter().map(|(name, value)| format!("{name}={value}")).collect())
     }
 
     #[test]

@@ -6,13 +6,6 @@ use std::fmt;
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Hidden<T>(pub T);
 
-impl<T> Hidden<T> {
-    /// The value itself.
-    pub const fn expose(&self) -> &T {
-        &self.0
-    }
-}
-
 impl<T> fmt::Debug for Hidden<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Hidden(..)")
@@ -28,6 +21,6 @@ mod tests {
         let hidden = Hidden(("hunter2", vec![7]));
         assert_eq!(format!("{hidden:?} {hidden:#?}").matches("Hidden(..)").count(), 2);
         assert!(!format!("{hidden:?} {hidden:#?}").contains("hunter2"));
-        assert_eq!(hidden.expose().0, "hunter2");
+        assert_eq!(hidden.0.0, "hunter2");
     }
 }

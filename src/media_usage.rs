@@ -3,7 +3,6 @@
 use crate::{
     auth::Admin,
     error::Error,
-    hidden::Hidden,
     invocation::Invocation,
     page::{Budget, Page, UserMedia},
     postgres::{Connection, failure, or_nothing},
@@ -76,7 +75,7 @@ pub async fn media_usage(
         .bind(query.from)
         .bind(query.window.after)
         .bind(query.window.until)
-        .bind(query.search_term.as_ref().map(Hidden::expose))
+        .bind(query.search_term.as_ref().map(|term| &term.0))
         .bind(query.order_by.as_str())
         .bind(query.dir == Direction::Backwards)
         .fetch(&mut connection.session);

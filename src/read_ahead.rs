@@ -282,8 +282,7 @@ mod tests {
         /// How much memory is in use.
         fn bytes(&self) -> usize {
             let walks = self.read_ahead.walks.lock().unwrap();
-            let term =
-                |walk: &Walk| walk.question.search_term.as_ref().map_or(0, |it| it.expose().len());
+            let term = |walk: &Walk| walk.question.search_term.as_ref().map_or(0, |it| it.0.len());
             let kept = |walk: &Walk| walk.kept.as_ref().map_or(0, bytes);
             let walk_bytes = walks.iter().map(|walk| size_of::<Walk>() + term(walk) + kept(walk));
             walk_bytes.sum()

@@ -66,9 +66,7 @@ impl Mas {
     /// [`Error::IntrospectionFailed`].
     pub async fn authorization(&self) -> Result<HeaderValue, Error> {
         match &self.secret {
-            SharedSecret::Text(text) => {
-                authorization(text.expose()).map_err(Error::IntrospectionFailed)
-            }
+            SharedSecret::Text(text) => authorization(&text.0).map_err(Error::IntrospectionFailed),
             SharedSecret::Arn(secret) => secret.get().await.map_err(no_secret),
         }
     }

@@ -107,7 +107,7 @@ impl Database {
 
     /// Where to connect and as whom by the URL alone.
     pub fn url(&self) -> &PgConnectOptions {
-        self.url.expose()
+        &self.url.0
     }
 
     /// How to connect, with what a secret or a token adds to the URL.
@@ -121,7 +121,7 @@ impl Database {
     pub fn options(&self, access: Access) -> Result<PgConnectOptions, String> {
         let Hidden(mut parts) = access;
         let user = parts.get("user").cloned();
-        parts.extend(self.given.expose().clone());
+        parts.extend(self.given.0.clone());
         parts.extend(user.map(|user| ("user".to_owned(), user)));
         if self.login != Login::Url && !parts.contains_key("host") {
             return Err("neither DATABASE_URL nor the secret names a host".to_owned());
@@ -133,7 +133,7 @@ impl Database {
             options = options.ssl_mode(mode);
         }
         Ok(match &self.authorities {
-            Some(authorities) => options.ssl_root_cert_from_pem(authorities.expose().clone()),
+            Some(authorities) => options.ssl_root_cert_from_pem(authorities.0.clone()),
             None => options,
         })
     }

@@ -37,7 +37,7 @@ fuzz_target!(|data: &[u8]| {
             }
             assert_eq!(query.window.is_bounded(), after.or(query.window.until).is_some());
             let term = query.search_term.as_ref();
-            assert_eq!(term.map(|term| term.expose().as_bytes()), expected.search_term);
+            assert_eq!(term.map(|term| term.0.as_bytes()), expected.search_term);
             assert!(term.is_none_or(|term| format!("{term:?}") == "Hidden(..)"));
         }
         (Err(error), Err(expected)) => {

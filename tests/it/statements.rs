@@ -12,7 +12,6 @@ use proptest::{
 };
 use sqlx::{PgConnection, Row};
 use synapse_media_usage::{
-    hidden::Hidden,
     page::UserMedia,
     query::{Args, Direction, MediaUsageQuery, OrderBy},
     statement::{Shape, Statements},
@@ -45,7 +44,7 @@ pub fn bound<'q>(
         .bind(query.from)
         .bind(query.window.after)
         .bind(query.window.until)
-        .bind(query.search_term.as_ref().map(Hidden::expose))
+        .bind(query.search_term.as_ref().map(|term| &term.0))
         .bind(query.order_by.as_str())
         .bind(query.dir == Direction::Backwards)
 }
@@ -96,7 +95,7 @@ async fn reference(connection: &mut PgConnection, query: &MediaUsageQuery) -> An
             media_count: row.get(2),
             media_length: row.get(3),
         })
-        .filter(|user| query.search_term.as_ref().is_none_or(|term| matches(user, term.expose())))
+        .filter(|user| query.search_term.as_ref().is_none_or(|term| matches(user, &term.0)))
         .collect();
     users.sort_by(|a, b| {
         let key = match query.order_by {

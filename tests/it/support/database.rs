@@ -8,7 +8,7 @@ use std::sync::{
 use serde::Deserialize;
 use sqlx::{Connection, PgConnection, postgres::PgConnectOptions};
 use synapse_media_usage::{
-    config::Config, hidden::Hidden, postgres::Connector, query::MediaUsageQuery, service::Service,
+    config::Config, postgres::Connector, query::MediaUsageQuery, service::Service,
 };
 use tokio::sync::Mutex;
 
@@ -254,5 +254,5 @@ pub fn bound<'q>(
         .bind(query.from)
         .bind(query.window.after)
         .bind(query.window.until)
-        .bind(query.search_term.as_ref().map(Hidden::expose))
+        .bind(query.search_term.as_ref().map(|term| &term.0))
 }
