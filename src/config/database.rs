@@ -8,7 +8,7 @@ use url::Url;
 
 use super::{
     Variables, consists_of,
-    parameters::{certificates, check, kind, sets_search_path},
+    parameters::{certificates, check, kind},
 };
 use crate::hidden::Hidden;
 
@@ -70,10 +70,8 @@ impl Database {
         let must = "must be up to 63 ASCII letters, digits and _, not starting with a digit or pg_";
         variables.require(is_schema(&schema), format!("DATABASE_SCHEMA {must}"));
         for name in ["PGOPTIONS", "PGSSLROOTCERT", "PGSSLCERT", "PGSSLKEY"] {
-            let value = variables.get(name);
-            let is_path = value.as_deref().is_some_and(sets_search_path);
-            let instead = if is_path { "use DATABASE_SCHEMA" } else { "use DATABASE_URL" };
-            variables.require(value.is_none(), format!("{name} must not be set; {instead}"));
+            let problem = format!("{name} must not be set; use DATABASE_URL");
+            variables.require(variables.get(name).is_none(), problem);
         }
         let authorities = match variables.get("DATABASE_CA_FILE") {
             Some(file) => variables.accept("DATABASE_CA_FILE", certificates(&file)),
@@ -607,8 +605,7 @@ mod tests {
         let database = read(&[url]).unwrap().database;
         assert_eq!(database.url().get_options(), Some("-c geqo=off -c work_mem=64MB"));
         for (variable, value, instead) in [
-            ("PGOPTIONS", "-c search_path=x", "use DATABASE_SCHEMA"),
-            ("PGOPTIONS", "--Search-Path=x", "use DATABASE_SCHEMA"),
+            ("PGOPTIONS", "-c search_path=x", "use DATABASE_URL"),
             ("PGOPTIONS", "-c geqo=off", "use DATABASE_URL"),
             ("PGSSLROOTCERT", "/x", "use DATABASE_URL"),
         ] {

@@ -46,7 +46,7 @@ fn is_host(text: &str) -> bool {
 
 /// Whether options for the server set `search_path`. It takes `-` for `_`, any case, and a
 /// backslash before any character (PostgreSQL, `process_postgres_switches`).
-pub(super) fn sets_search_path(options: &str) -> bool {
+fn sets_search_path(options: &str) -> bool {
     let options = options.replace('\\', "").replace('-', "_").to_ascii_lowercase();
     options.contains("search_path")
 }
