@@ -30,7 +30,6 @@ use crate::{error::chain, lock::lock};
 const TIMEOUT: Duration = Duration::from_millis(2500);
 
 /// AWS as the execution environment's credentials reach it, in one region.
-#[derive(Debug)]
 pub struct Aws {
     region: String,
     config: OnceCell<SdkConfig>,
@@ -52,7 +51,6 @@ pub const PENDING: &str = "AWSPENDING";
 
 /// A secret of Secrets Manager, as `parse` reads its text: asked for once, and again where it is
 /// refused.
-#[derive(Debug)]
 pub struct Secret<T> {
     aws: Aws,
     arn: String,

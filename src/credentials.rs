@@ -13,7 +13,6 @@ use crate::{
 };
 
 /// Where what the URL does not say comes from.
-#[derive(Debug)]
 pub enum Credentials {
     /// The URL says it all.
     Url,

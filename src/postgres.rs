@@ -60,7 +60,6 @@ const CLOSE_TIMEOUT: Duration = Duration::from_millis(300);
 ///
 /// An execution environment answers one request at a time, so that one connection is enough and
 /// a pool would only add to the server's count.
-#[derive(Debug)]
 pub struct Connector {
     database: Database,
     credentials: Credentials,
@@ -76,7 +75,6 @@ pub struct Connector {
 }
 
 /// What came of asking.
-#[derive(Debug)]
 pub struct Asked<T> {
     /// The answer.
     pub answer: Result<T, Error>,
@@ -87,7 +85,6 @@ pub struct Asked<T> {
 }
 
 /// A connection to the database.
-#[derive(Debug)]
 pub struct Connection {
     /// The connection itself.
     pub session: PgConnection,

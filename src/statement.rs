@@ -9,7 +9,6 @@ use crate::query::{Direction, MediaUsageQuery, OrderBy};
 
 /// The texts, for the schema that has Synapse's tables. Each file's header has its parameters and
 /// columns.
-#[derive(Debug)]
 pub struct Statements {
     /// The session's first question, together with the next one or behind a `BEGIN`; no parameter.
     pub session: String,
