@@ -33,10 +33,6 @@ fuzz_target!(|data: &[u8]| {
     match (&token, expected) {
         (Ok(token), Ok(expected)) => {
             assert_eq!(token.expose().as_bytes(), expected);
-            assert_eq!(
-                format!("{token:?} {token:#?}"),
-                "AccessToken(Hidden(..)) AccessToken(\n    Hidden(..),\n)"
-            );
             assert!(!token.expose().contains('\0'));
             if let [authorization] = &authorizations[..] {
                 assert!(!token.expose().is_empty() && !token.expose().contains(' '));
@@ -48,6 +44,6 @@ fuzz_target!(|data: &[u8]| {
             assert_eq!(*error, expected);
             assert_eq!(error.answer().status, 401);
         }
-        (token, expected) => panic!("{token:?} is not {expected:?}"),
+        (token, expected) => panic!("{:?} is not {expected:?}", token.as_ref().err()),
     }
 });
