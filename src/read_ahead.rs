@@ -5,7 +5,7 @@
 //! time, because a monotonic clock can stand still while the environment is frozen.
 
 use std::{
-    ops::RangeInclusive,
+    mem::replace,
     sync::{Mutex, MutexGuard},
     time::Duration,
 };
@@ -37,10 +37,12 @@ pub struct ReadAhead {
     walks: Mutex<Vec<Walk>>,
 }
 
-/// A question of which page after page is asked for.
+/// Pages of one question that continue each other.
 struct Walk {
     /// The query, without its page.
     question: MediaUsageQuery,
+    /// Where its next page begins.
+    next: i64,
     /// How long its latest page took.
     took: Duration,
     /// What was read ahead last.
@@ -49,9 +51,10 @@ struct Walk {
 
 /// Users of one snapshot of the database, in the order of a question.
 pub struct KeptAnswer {
-    /// When it may be looked at, as Unix time in ms: from the sending of its statement on, so that a
-    /// clock that was set back makes it no younger than it is.
-    fresh_ms: RangeInclusive<i64>,
+    /// When its statement was sent, or earlier, as Unix time in ms.
+    sent_ms: i64,
+    /// When it was last looked at.
+    seen_ms: i64,
     /// How many users of the order come before.
     from: i64,
     /// How many users there are in all; 0 until that is known.
@@ -77,20 +80,22 @@ impl ReadAhead {
     /// How many users the statement for a page should read. `None` if the page continues no walk, or
     /// if the page before took a fifth of the time that is left.
     pub fn step(&self, query: &MediaUsageQuery, at: &Invocation) -> Option<i64> {
-        let question = self.question(query).filter(|_| query.from > 0)?;
+        let question = self.question(query)?;
         let walks = self.walks(at);
-        let walk = walks.iter().rfind(|walk| walk.goes_on(&question, query.from))?;
-        let step = walk.kept.as_ref().map_or(self.steps[0], |kept| self.next_step(kept));
+        let walk = walks.iter().rfind(|walk| walk.is_at(query.from, &question))?;
+        let mut of_question = walks.iter().rev().filter(|walk| walk.question == question);
+        let kept = of_question.find_map(|walk| walk.kept.as_ref());
+        let step = kept.map_or(self.steps[0], |kept| self.next_step(kept));
         (walk.took < at.time_left() / 5).then_some(step)
     }
 
     /// An empty answer for so many users.
     pub fn room(&self, users: i64, query: &MediaUsageQuery, at: &Invocation) -> KeptAnswer {
-        let now_ms = at.now_ms();
-        let fresh_ms = now_ms..=now_ms.saturating_add(self.max_age_ms);
+        let sent_ms = at.now_ms();
         let starts: Vec<usize> = Vec::with_capacity(users.try_into().unwrap_or(0));
         let lines = String::with_capacity(MOST_BYTES.saturating_sub(8 * starts.capacity()));
-        KeptAnswer { fresh_ms, from: query.from, total: 0, room: users, lines, starts }
+        let from = query.from;
+        KeptAnswer { sent_ms, seen_ms: sent_ms, from, total: 0, room: users, lines, starts }
     }
 
     /// A page that is kept as a whole, and the number of all users.
@@ -102,13 +107,18 @@ impl ReadAhead {
     ) -> Option<(Page, i64)> {
         let question = self.question(query).filter(|_| query.from > 0)?;
         let mut walks = self.walks(at);
-        let (index, page) = walks.iter().enumerate().rev().find_map(|(index, walk)| {
-            let kept = walk.kept.as_ref().filter(|_| walk.question == question)?;
-            Some((index, (kept.page(query, budget)?, kept.total)))
-        })?;
-        let walk = Walk { took: at.elapsed(), ..walks.remove(index) };
-        walks.push(walk);
-        Some(page)
+        let of_question = walks.iter().enumerate().filter(|(_, walk)| walk.question == question);
+        let kept = of_question.filter_map(|(index, walk)| {
+            let kept = walk.kept.as_ref()?;
+            Some((kept.sent_ms, index, kept.page(query, budget)?, kept.total))
+        });
+        let (_, index, page, total) = kept.max_by_key(|(sent_ms, ..)| *sent_ms)?;
+        // It is now the most recently used.
+        walks[index..].rotate_left(1);
+        let next = page.next_token(total);
+        Walk { question, next: next.unwrap_or(query.from), took: at.elapsed(), kept: None }
+            .go_on(&mut walks, query.from);
+        Some((page, total))
     }
 
     /// Takes note of a page that the database answered and of where the next one begins, and keeps
@@ -124,18 +134,12 @@ impl ReadAhead {
         let mut walks = self.walks(at);
         if query.from == 0 {
             // No later page is to be older than the first.
-            walks.retain(|walk| walk.question != question);
+            walks.iter_mut().filter(|it| it.question == question).for_each(|it| it.kept = None);
         }
-        let before = walks.iter().rposition(|walk| walk.goes_on(&question, query.from));
-        let kept = kept.or(before.and_then(|index| walks.remove(index).kept));
-        if next_token.is_some() || kept.is_some() {
-            walks.push(Walk { question, took: at.elapsed(), kept });
-        }
+        Walk { question, next: next_token.unwrap_or(query.from), took: at.elapsed(), kept }
+            .go_on(&mut walks, query.from);
         let with_answers = walks.iter_mut().rev().filter(|walk| walk.kept.is_some());
         with_answers.skip(MOST_ANSWERS).for_each(|walk| walk.kept = None);
-        if walks.len() > MOST_WALKS {
-            walks.remove(0);
-        }
     }
 
     /// What the pages of a walk have in common; `None` if nothing is to be kept.
@@ -143,12 +147,16 @@ impl ReadAhead {
         (self.max_age_ms > 0).then(|| MediaUsageQuery { from: 0, limit: 0, ..query.clone() })
     }
 
-    /// The walks, without answers that are too old.
+    /// The walks, without answers that are too old, or older than they seem because the clock was
+    /// set back.
     fn walks(&self, at: &Invocation) -> MutexGuard<'_, Vec<Walk>> {
         let now_ms = at.now_ms();
         let mut walks = lock(&self.walks);
         for walk in walks.iter_mut() {
-            walk.kept.take_if(|kept| !kept.fresh_ms.contains(&now_ms));
+            walk.kept.take_if(|kept| {
+                let seen_ms = replace(&mut kept.seen_ms, now_ms);
+                now_ms < seen_ms || now_ms > kept.sent_ms.saturating_add(self.max_age_ms)
+            });
         }
         walks
     }
@@ -162,10 +170,23 @@ impl ReadAhead {
 }
 
 impl Walk {
-    /// Whether a page is one of those to come: behind the first, or where users are kept.
-    fn goes_on(&self, question: &MediaUsageQuery, from: i64) -> bool {
-        let is_near = |kept: &KeptAnswer| (kept.from..=kept.end()).contains(&from);
-        self.question == *question && self.kept.as_ref().is_none_or(is_near)
+    fn is_at(&self, from: i64, question: &MediaUsageQuery) -> bool {
+        self.next == from && self.question == *question
+    }
+
+    /// Takes the place of the walk that came to `from`, or else of one that is where this one is.
+    fn go_on(mut self, walks: &mut Vec<Self>, from: i64) {
+        let at = |place| walks.iter().rposition(|walk| walk.is_at(place, &self.question));
+        match at(from).or_else(|| at(self.next)).map(|before| walks.remove(before)) {
+            Some(before) => self.kept = self.kept.or(before.kept),
+            // No page follows, so that this is no walk.
+            None if self.next == from => return,
+            None => (),
+        }
+        walks.push(self);
+        if walks.len() > MOST_WALKS {
+            walks.remove(0);
+        }
     }
 }
 
@@ -190,11 +211,6 @@ impl KeptAnswer {
         self.starts.len()
     }
 
-    /// How many users of the order come before the first that it does not hold.
-    fn end(&self) -> i64 {
-        self.from.saturating_add(i64::try_from(self.users()).unwrap_or(i64::MAX))
-    }
-
     /// The page of a query, if all of it is in here.
     fn page(&self, query: &MediaUsageQuery, budget: Budget) -> Option<Page> {
         let first = usize::try_from(query.from.checked_sub(self.from)?).ok()?;
@@ -206,7 +222,8 @@ impl KeptAnswer {
             }
             page.push(&serde_json::from_str(line).ok()?).ok()?;
         }
-        (page.is_full() || self.end() >= self.total).then_some(page)
+        let end = self.from.saturating_add(i64::try_from(self.users()).ok()?);
+        (page.is_full() || end >= self.total).then_some(page)
     }
 }
 
@@ -353,7 +370,7 @@ mod tests {
         let question = |walk: i64| format!("from_ts={}", walk + 1);
         for walk in 0..5 {
             for from in [0, 20, 40, 60] {
-                if walk == 4 && from == 0 {
+                if walk == 4 && from == 20 {
                     // Back to a page of the first, which then is the most recently used.
                     walker.step_on(&question(0), 61, 20);
                 }
@@ -398,6 +415,12 @@ mod tests {
             }
             assert_eq!(walker.statements, statements, "{asked_ms}");
         }
+        // Set back by less than the answer's age, which is then not known any more.
+        let mut walker = Walker::new(60, [10, 40], 100, 1);
+        for (from, ms) in [(0, 0), (5, 0), (10, 50_000), (10, 20_000)] {
+            walker.ask(&query(&format!("from={from}&limit=5")), &at(ms));
+        }
+        assert_eq!(walker.statements, 3);
     }
 
     #[test]
@@ -414,9 +437,9 @@ mod tests {
         assert_eq!((total(30, 0, 5), total(30, 5, 5)), (30, 30));
         // The second has read 5 to 15, and this one reads all from 11 on.
         assert_eq!((total(31, 6, 5), total(31, 11, 5)), (30, 31));
-        assert_eq!((total(32, 12, 4), total(32, 10, 4), total(33, 11, 4)), (31, 32, 31));
+        assert_eq!((total(32, 10, 4), total(32, 11, 4)), (30, 31));
         assert_eq!((total(33, 0, 5), total(34, 11, 4)), (33, 34));
-        assert_eq!((total(35, 5, 5), total(36, 10, 5)), (35, 36));
+        assert_eq!((total(35, 5, 5), total(36, 10, 5)), (35, 35));
         assert_eq!((total(37, 0, 5), total(38, 10, 5)), (37, 38));
     }
 

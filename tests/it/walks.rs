@@ -296,8 +296,6 @@ struct World {
     database: Database,
     service: Service,
     now_ms: i64,
-    /// What the clock showed when it was set back, at the latest.
-    latest_ms: i64,
     /// By question: all users and the total of each state of the database, and when it ended.
     states: Vec<[(Vec<Value>, i64); 4]>,
     ends_ms: Vec<i64>,
@@ -315,7 +313,6 @@ impl World {
             database,
             service,
             now_ms: NOW_MS,
-            latest_ms: NOW_MS,
             states: Vec::new(),
             ends_ms: Vec::new(),
             oldest: [0; 4],
@@ -360,13 +357,14 @@ impl World {
                          FROM generate_series({seed}, {seed} + 15) AS n"
                 );
                 self.database.run(&sql).await;
-                self.ends_ms.push(self.now_ms.max(self.latest_ms));
+                self.ends_ms.push(self.now_ms);
                 self.remember().await;
             }
             Step::Wait(ms) => self.now_ms += ms,
             Step::SetBack(ms) => {
-                self.latest_ms = self.latest_ms.max(self.now_ms);
                 self.now_ms -= ms;
+                // All that was before counts as of long ago.
+                self.ends_ms.fill(i64::MIN);
             }
         }
     }
