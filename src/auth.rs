@@ -104,7 +104,14 @@ fn bearer_token(authorization: &[u8]) -> Result<&[u8], Error> {
 
 /// The evidence that a request comes from an admin of the homeserver: only [`Authenticator`]
 /// makes one, and nothing is read for a caller without it.
-pub struct Admin(());
+pub struct Admin(String);
+
+impl Admin {
+    /// The user whose rights counted: of a token by which an admin acts as another user, that user.
+    pub fn user_id(&self) -> &str {
+        &self.0
+    }
+}
 
 /// Reads a JSON object, and nothing else: serde also takes a list of its values for one, and looks
 /// for UTF-8 only in the fields that are asked for.

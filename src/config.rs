@@ -34,6 +34,8 @@ pub use parameters::check;
 /// | `READ_AHEAD_SECONDS` | how long users that were read ahead of a walk are kept, in s, 0 to 300; 0 reads nothing ahead | 60 |
 /// | `AWS_LAMBDA_LOG_LEVEL` | `FATAL`, `ERROR`, `WARN`, `INFO`, `DEBUG` or `TRACE`; read by [`crate::log`] | `INFO` |
 /// | `AWS_LAMBDA_LOG_FORMAT` | `JSON` or text; read by [`crate::log`] | text |
+/// | `AWS_LAMBDA_FUNCTION_NAME` | what metrics are counted by; set by Lambda, and read by [`crate::log`] | none: no metrics |
+/// | `_X_AMZN_TRACE_ID` | the tracing header of the invocation; set by Lambda's runtime, and read by [`crate::log`] | none |
 ///
 /// As with libpq (PostgreSQL, "Environment Variables"), `PGHOST`, `PGPORT`, `PGUSER`, `PGPASSWORD`,
 /// `PGDATABASE` and `PGAPPNAME` stand in for what the URL leaves out. `PGSSLMODE` does not count:

@@ -1,5 +1,10 @@
 //! The log: what goes into it, and what never does.
 
+use std::{env, io::Write};
+
+use aws_sdk_secretsmanager::primitives::{DateTime, DateTimeFormat};
+use serde::Serializer;
+use serde_json::{Value, json};
 use tracing::{Level, level_filters::LevelFilter};
 use tracing_subscriber::{Layer, filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
@@ -11,7 +16,7 @@ use tracing_subscriber::{Layer, filter::Targets, layer::SubscriberExt, util::Sub
 /// and with them tokens, search terms and rows. The message of a panic can quote such data too,
 /// so that only its place is logged.
 pub fn init() {
-    let variable = |name: &str| std::env::var(name).unwrap_or_default();
+    let variable = |name: &str| env::var(name).unwrap_or_default();
     let wanted = variable("AWS_LAMBDA_LOG_LEVEL");
     let level = match &*wanted {
         "" => Some(Level::INFO),
@@ -40,4 +45,89 @@ pub fn init() {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
         tracing::error!(place, "panicked");
     }));
+}
+
+/// The line of an invocation: a JSON object whose fields stand in the order in which they were
+/// added, because people see the beginning of a line first.
+pub struct Line {
+    unix_ms: i64,
+    level: Level,
+    fields: Vec<(&'static str, Value)>,
+}
+
+impl Line {
+    /// The line of an invocation that began at the Unix time `unix_ms`, in ms.
+    pub fn new(unix_ms: i64, level: Level, message: &str) -> Self {
+        let timestamp = DateTime::from_millis(unix_ms).fmt(DateTimeFormat::DateTime);
+        // Lambda believes the level only of a line that also has a valid time (AWS Lambda Developer
+        // Guide, "Log-level filtering").
+        let fields = vec![
+            ("timestamp", timestamp.ok().into()),
+            ("level", level.as_str().into()),
+            ("message", message.into()),
+        ];
+        Self { unix_ms, level, fields }
+    }
+
+    /// Appends fields.
+    #[must_use]
+    pub fn with(mut self, fields: impl IntoIterator<Item = (&'static str, Value)>) -> Self {
+        self.fields.extend(fields);
+        self
+    }
+
+    /// Appends metrics, each a name, a unit and a value if it has one, for a function that has a
+    /// name (Amazon CloudWatch User Guide, "Specification: Embedded metric format"). The first one
+    /// is also counted by each of `dimensions` that has a value.
+    #[must_use]
+    pub fn with_metrics(
+        mut self,
+        metrics: &[(&'static str, &str, Option<f64>)],
+        dimensions: [(&'static str, Option<String>); 2],
+    ) -> Self {
+        let function_name = env::var("AWS_LAMBDA_FUNCTION_NAME").unwrap_or_default();
+        if function_name.is_empty() {
+            return self;
+        }
+        let mut names = Vec::new();
+        for &(name, unit, value) in metrics {
+            if let Some(value) = value {
+                names.push(json!({ "Name": name, "Unit": unit }));
+                self.fields.push((name, value.into()));
+            }
+        }
+        let directive = |dimensions: &[&str], metrics: &[Value]| json!({ "Namespace": "SynapseMediaUsage", "Dimensions": [dimensions], "Metrics": metrics });
+        let mut directives = vec![directive(&["FunctionName"], &names)];
+        self.fields.push(("FunctionName", function_name.into()));
+        for (name, value) in dimensions {
+            if let Some(value) = value {
+                directives.push(directive(&["FunctionName", name], &names[..1]));
+                self.fields.push((name, value.into()));
+            }
+        }
+        let envelope = json!({ "Timestamp": self.unix_ms, "CloudWatchMetrics": directives });
+        self.with([("_aws", envelope)])
+    }
+
+    /// Writes the line, unless the log's level is above its own.
+    pub fn write(self) {
+        if self.level <= LevelFilter::current() {
+            let mut line = Vec::new();
+            // If stdout is closed there is nowhere to report it.
+            let _ = serde_json::Serializer::new(&mut line).collect_map(self.fields);
+            line.push(b'\n');
+            let _ = std::io::stdout().lock().write_all(&line);
+        }
+    }
+}
+
+/// The id of the invocation's trace where X-Ray keeps it. The runtime has the tracing header in this
+/// variable (AWS X-Ray Developer Guide, "Tracing header"), sampled or not.
+pub fn xray_trace_id() -> Option<String> {
+    let header = env::var("_X_AMZN_TRACE_ID").ok()?;
+    let field = |name| header.split(';').find_map(|field| field.strip_prefix(name));
+    // A client may have begun the trace, so that any text could be one.
+    let is_id =
+        |id: &&str| id.len() == 35 && id.bytes().all(|it| it.is_ascii_hexdigit() || it == b'-');
+    field("Root=").filter(is_id).filter(|_| field("Sampled=") == Some("1")).map(str::to_owned)
 }

@@ -1,14 +1,26 @@
 //! The one line that each request leaves in the log, which carries its metrics as well.
+//!
+//! Its fields are a contract: their names and meanings, which stand in `docs/runbook.md`, and their
+//! order. People see the first 160 characters of a line, in which a failure has its level, status,
+//! errcode and the beginning of its cause. The request's ids come behind all that tells of it, and
+//! after them only the metrics.
+//!
+//! Nothing of a request or a row is in it but the parameters that are numbers or one of a few words,
+//! and the user who asked.
 
-use std::{env, io::Write, time::Duration};
+use std::time::Duration;
 
-use aws_sdk_secretsmanager::primitives::{DateTime, DateTimeFormat};
 use lambda_http::http::Method;
-use serde_json::{Value, json};
-use tracing::{Level, level_filters::LevelFilter};
+use serde_json::json;
+use tracing::Level;
 
 use crate::{
-    error::Error, gateway::Kind, invocation::Invocation, media_usage::MediaUsage, postgres::Asked,
+    error::Error,
+    gateway::Kind,
+    invocation::Invocation,
+    log::{Line, xray_trace_id},
+    media_usage::MediaUsage,
+    postgres::Asked,
     query::MediaUsageQuery,
 };
 
@@ -40,6 +52,8 @@ pub type Answer = Result<Option<MediaUsage>, Error>;
 pub struct Outcome {
     /// The answer.
     pub answer: Answer,
+    /// The user whose rights counted, as [`Admin::user_id`](crate::auth::Admin::user_id).
+    pub requester: Option<String>,
     /// What was asked for, if that could be read.
     pub query: Option<MediaUsageQuery>,
     /// Who was asked.
@@ -67,22 +81,8 @@ pub struct RequestLog<'a> {
 }
 
 impl RequestLog<'_> {
-    /// Writes the line, unless the log's level is above it: `ERROR` for a failure, `WARN` for a
-    /// replica that is behind, else `INFO`.
-    pub fn write(&self) {
-        if self.verdict().0 <= LevelFilter::current() {
-            let line = format!("{}\n", self.line());
-            // If stdout is closed there is nowhere to report it.
-            let _ = std::io::stdout().lock().write_all(line.as_bytes());
-        }
-    }
-
     fn error(&self) -> Option<&Error> {
         self.outcome.answer.as_ref().err()
-    }
-
-    fn is_replica_behind(&self) -> bool {
-        matches!(self.error(), Some(Error::ReplicaBehind(_)))
     }
 
     /// The line's level and message.
@@ -95,91 +95,63 @@ impl RequestLog<'_> {
         }
     }
 
-    /// The line as a JSON object, with metrics in CloudWatch's embedded metric format for a
-    /// function that has a name.
-    fn line(&self) -> Value {
+    /// Writes the line.
+    pub fn write(&self) {
         let (level, message) = self.verdict();
-        // A caller who was refused leaves no parameters.
-        let Outcome { answer, query, phases } = self.outcome;
+        let Outcome { answer, requester, query, phases } = self.outcome;
         let page = answer.as_ref().ok().and_then(Option::as_ref);
-        let query = query.as_ref().filter(|_| page.is_some() || level != Level::INFO);
-        let timestamp =
-            DateTime::from_millis(self.invocation.unix_ms).fmt(DateTimeFormat::DateTime);
-        let mut line = json!({
-            // Lambda believes the level only of a line that also has a valid time (AWS Lambda
-            // Developer Guide, "Log-level filtering").
-            "timestamp": timestamp.ok(),
-            "level": level.as_str(),
-            "message": message,
-            "request_id": self.request_id,
-            "kind": self.kind,
-            "method": method(self.method),
-            "status": self.status,
-            "errcode": self.error().map(|error| error.answer().errcode),
-            "cause": self.error().and_then(Error::cause),
-            "order_by": query.map(|query| query.order_by),
-            "dir": query.map(|query| query.dir),
-            "limit": query.map(|query| query.limit),
-            "from": query.map(|query| query.from),
-            "filters": query.map(filters),
-            "source": page.map(|page| if page.shape.is_some() { "database" } else { "memory" }),
-            "shape": page.and_then(|page| page.shape),
-            "rows": page.map(|page| page.rows),
-            "read_ahead": page.and_then(|page| page.read_ahead),
-            "bytes": self.bytes,
-            "mas_ms": phases.mas.map(ms),
-            "database_ms": phases.database.map(ms),
-            "homeserver_ms": phases.homeserver.map(ms),
-            "total_ms": ms(self.invocation.elapsed()),
-            "cold_start": self.cold_start,
-            "retries": phases.retries,
-        });
-        let function_name = env::var("AWS_LAMBDA_FUNCTION_NAME").unwrap_or_default();
-        if !function_name.is_empty() {
-            self.add_metrics(&mut line, &function_name);
-        }
-        line
-    }
-
-    /// The metrics that template.yaml's alarms and dashboard read (Amazon CloudWatch User Guide,
-    /// "Specification: Embedded metric format").
-    fn add_metrics(&self, line: &mut Value, function_name: &str) {
+        // A caller who was refused leaves neither a name nor parameters.
+        let is_refused = page.is_none() && level == Level::INFO;
+        let requester = requester.as_ref().filter(|_| !is_refused);
+        let query = query.as_ref().filter(|_| !is_refused);
+        let errcode = self.error().map(|error| error.answer().errcode);
+        let source = |page: &MediaUsage| if page.shape.is_some() { "database" } else { "memory" };
+        let (total_ms, database_ms) = (ms(self.invocation.elapsed()), phases.database.map(ms));
+        let fields = [
+            ("status", self.status.into()),
+            ("errcode", errcode.into()),
+            ("cause", self.error().and_then(Error::cause).into()),
+            ("requester", json!(requester)),
+            ("order_by", json!(query.map(|query| query.order_by))),
+            ("dir", json!(query.map(|query| query.dir))),
+            ("limit", query.map(|query| query.limit).into()),
+            ("from", query.map(|query| query.from).into()),
+            ("filters", query.map(filters).into()),
+            ("source", page.map(source).into()),
+            ("shape", json!(page.and_then(|page| page.shape))),
+            ("rows", page.map(|page| page.rows).into()),
+            ("read_ahead", page.and_then(|page| page.read_ahead).into()),
+            ("bytes", self.bytes.into()),
+            ("total_ms", total_ms.into()),
+            ("database_ms", database_ms.into()),
+            ("mas_ms", phases.mas.map(ms).into()),
+            ("homeserver_ms", phases.homeserver.map(ms).into()),
+            ("retries", phases.retries.into()),
+            ("cold_start", self.cold_start.into()),
+            ("kind", json!(self.kind)),
+            ("method", method(self.method).into()),
+            ("request_id", self.request_id.into()),
+            ("xray_trace_id", xray_trace_id().into()),
+        ];
         let is_unavailable = matches!(self.error(), Some(Error::DatabaseUnavailable { .. }));
-        let is_server_error = self.status >= 500 && !self.is_replica_behind();
-        let page = self.outcome.answer.as_ref().ok().and_then(Option::as_ref);
+        let is_behind = matches!(self.error(), Some(Error::ReplicaBehind(_)));
         let count = |is: bool| Some(f64::from(u8::from(is)));
+        // What template.yaml's alarms and dashboard read.
         let metrics = [
             ("Requests", "Count", Some(1.0)),
-            ("TotalTime", "Milliseconds", line["total_ms"].as_f64()),
-            ("DatabaseTime", "Milliseconds", line["database_ms"].as_f64()),
+            ("TotalTime", "Milliseconds", Some(total_ms)),
+            ("DatabaseTime", "Milliseconds", database_ms),
             ("ColdStarts", "Count", count(self.cold_start)),
-            ("Retries", "Count", Some(self.outcome.phases.retries.into())),
+            ("Retries", "Count", Some(phases.retries.into())),
             ("DatabaseUnavailable", "Count", count(is_unavailable)),
-            ("ReplicaBehind", "Count", count(self.is_replica_behind())),
-            ("ServerErrors", "Count", count(is_server_error)),
+            ("ReplicaBehind", "Count", count(is_behind)),
+            ("ServerErrors", "Count", count(self.status >= 500 && !is_behind)),
             ("PagesFromMemory", "Count", page.and_then(|page| count(page.shape.is_none()))),
         ];
-        let mut names = Vec::new();
-        for (name, unit, value) in metrics {
-            if let Some(value) = value {
-                names.push(json!({ "Name": name, "Unit": unit }));
-                line[name] = value.into();
-            }
-        }
-        let requests = json!([{ "Name": "Requests", "Unit": "Count" }]);
-        let directive = |dimensions: &[&str], metrics: Value| json!({ "Namespace": "SynapseMediaUsage", "Dimensions": [dimensions], "Metrics": metrics });
-        let mut directives = vec![
-            directive(&["FunctionName"], names.into()),
-            directive(&["FunctionName", "Status"], requests.clone()),
-        ];
-        if let Some(errcode) = self.error().map(|error| error.answer().errcode) {
-            directives.push(directive(&["FunctionName", "Errcode"], requests));
-            line["Errcode"] = errcode.into();
-        }
-        line["FunctionName"] = function_name.into();
-        line["Status"] = self.status.to_string().into();
-        line["_aws"] =
-            json!({ "Timestamp": self.invocation.unix_ms, "CloudWatchMetrics": directives });
+        let dimensions =
+            [("Status", Some(self.status.to_string())), ("Errcode", errcode.map(str::to_owned))];
+        let line = Line::new(self.invocation.unix_ms, level, message).with(fields);
+        line.with_metrics(&metrics, dimensions).write();
     }
 }
 

@@ -54,6 +54,8 @@ struct Asking<'a> {
     /// How many users to read for the pages to come. The first statement to take it reads ahead,
     /// and not that of a connector that asks again.
     step: Cell<Option<i64>>,
+    /// The user whose rights counted, once that is known.
+    requester: &'a Cell<Option<String>>,
 }
 
 impl Service {
@@ -127,13 +129,17 @@ impl Service {
         let args = Args::parse(request.extensions().get::<RawQuery>().map_or("", |query| &query.0));
         let query = MediaUsageQuery::parse(&args);
         let mut phases = Phases::default();
+        let requester = Cell::default();
         let answer = async {
             let Some(backends) = self.route(request)? else { return Ok(None) };
             let token = AccessToken::from_request(request.headers(), &args)?;
-            let asking = Asking { backends, query: &query, budget, at, step: Cell::default() };
+            let (step, requester) = (Cell::default(), &requester);
+            let asking = Asking { backends, query: &query, budget, at, step, requester };
             asking.ask(token, &mut phases).await
         };
-        let mut outcome = Outcome { answer: answer.await, query: query.ok(), phases };
+        let answer = answer.await;
+        let requester = requester.into_inner();
+        let mut outcome = Outcome { answer, requester, query: query.ok(), phases };
         (response(request, &mut outcome), outcome)
     }
 
@@ -191,6 +197,7 @@ impl Asking<'_> {
     async fn page(&self, connection: &mut Connection, claim: &Claim) -> Answer {
         let Backends { authenticator, read_ahead, .. } = self.backends;
         let Some(admin) = authenticator.admin(connection, claim).await? else { return Ok(None) };
+        self.requester.set(Some(admin.user_id().to_owned()));
         // After the token, as in Synapse: who may not ask does not learn what may be asked.
         let query = self.query.as_ref().map_err(Clone::clone)?;
         if let page @ Some(_) = kept_media_usage(read_ahead, &admin, query, self.budget, self.at) {

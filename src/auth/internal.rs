@@ -61,5 +61,5 @@ pub(super) async fn admin(
     if !is_admin {
         return Err(refusal(Error::NOT_AN_ADMIN, "it has the user as no admin"));
     }
-    Ok(Some(Admin(())))
+    Ok(Some(Admin(user_id)))
 }

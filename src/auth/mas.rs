@@ -174,7 +174,7 @@ impl Mas {
         if !introspection.has(&ADMIN) {
             return Err(Error::NOT_AN_ADMIN);
         }
-        Ok(Some(Admin(())))
+        Ok(Some(Admin(user_id)))
     }
 }
 

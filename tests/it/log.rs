@@ -45,6 +45,17 @@ fn secrets(cases: &[Case]) -> BTreeSet<String> {
     secrets
 }
 
+/// A log without the users who asked, whom each request's line names in one field.
+fn without_requesters(log: &str) -> String {
+    let mut pieces = log.split("\"requester\":\"");
+    let mut rest = pieces.next().unwrap().to_owned();
+    for piece in pieces {
+        rest.push_str(piece.split_once('"').unwrap().1);
+    }
+    assert!(rest.len() < log.len(), "nobody is named:\n{log}");
+    rest
+}
+
 #[test]
 fn no_token_search_term_or_row_is_logged_at_any_level() {
     let cases = cases();
@@ -80,7 +91,7 @@ fn no_token_search_term_or_row_is_logged_at_any_level() {
             let _ = function.invoke(event.as_bytes());
         }
         block_on(database.run("ALTER TABLE elsewhere RENAME TO profiles"));
-        let log = function.stop();
+        let log = without_requesters(&function.stop());
         assert!(log.lines().count() > 100, "the log is not talkative:\n{log}");
         assert!(log.contains("42P01"), "the log does not name the cause:\n{log}");
         // All at once: one by one, hundreds take long to find in a log of such a level.

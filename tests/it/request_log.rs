@@ -11,23 +11,28 @@ use crate::support::{
     block_on,
     cases::request,
     database::Database,
-    function::Function,
+    function::{Function, ask},
     gateway::{GATEWAYS, Gateway},
     homeserver::{Homeserver, owner},
     mas::Mas,
     read,
+    server::Refusing,
     snapshot::{assert_snapshot, pretty},
 };
 
-/// The lines that these requests leave: each a query string and a token.
-fn lines(database: &Database, requests: &[(&str, &str)]) -> Vec<Value> {
+/// The texts of the lines that these requests leave: each a query string and a token.
+fn texts(database: &Database, requests: &[(&str, &str)]) -> String {
     let function = Function::start(&[("DATABASE_URL", &database.url())]);
     for (query, token) in requests {
         let event = Gateway::HttpApi.event(&request(Some(query))).unwrap().to_string();
         let event = event.replace("syt_admin_ok", token);
         function.invoke(event.as_bytes()).unwrap();
     }
-    lines_of(&function.stop())
+    function.stop()
+}
+
+fn lines(database: &Database, requests: &[(&str, &str)]) -> Vec<Value> {
+    lines_of(&texts(database, requests))
 }
 
 fn lines_of(log: &str) -> Vec<Value> {
@@ -37,7 +42,8 @@ fn lines_of(log: &str) -> Vec<Value> {
 }
 
 /// A line as a snapshot shows it: without what differs from run to run.
-fn without_times(mut line: Value) -> Value {
+fn shown(text: &str) -> String {
+    let mut line: Value = serde_json::from_str(text).unwrap();
     let metrics = line["_aws"]["CloudWatchMetrics"].as_array().into_iter().flatten();
     let metrics = metrics.filter_map(|directive| directive["Metrics"].as_array()).flatten();
     let metrics = metrics.filter(|metric| metric["Unit"] == "Milliseconds");
@@ -54,7 +60,7 @@ fn without_times(mut line: Value) -> Value {
     }
     line["timestamp"] = "(RFC 3339)".into();
     line["_aws"]["Timestamp"] = "(Unix ms)".into();
-    line
+    pretty(&line, text)
 }
 
 #[test]
@@ -78,10 +84,9 @@ fn each_ending_of_a_request_leaves_the_line_of_its_snapshot() {
         let mut case = request(Some(query));
         case.headers[0].1 = format!("Bearer {token}");
         ask_function(&function, &case);
-        let lines = lines_of(&function.stop());
-        assert_eq!(lines.len(), 1, "{lines:?}");
-        let line = without_times(lines.into_iter().next().unwrap());
-        assert_snapshot(&format!("request_log/{name}.json"), &pretty(&line));
+        let log = function.stop();
+        assert_eq!(log.lines().count(), 1, "{log}");
+        assert_snapshot(&format!("request_log/{name}.json"), &shown(&log));
     }
 
     let function = variables().function();
@@ -93,9 +98,9 @@ fn each_ending_of_a_request_leaves_the_line_of_its_snapshot() {
          ALTER TABLE profiles RENAME TO elsewhere",
     ));
     ask_function(&function, &case);
-    let lines = lines_of(&function.stop());
-    assert_eq!(lines.len(), 2, "{lines:?}");
-    assert_snapshot("request_log/failed.json", &pretty(&without_times(lines[1].clone())));
+    let log = function.stop();
+    assert_eq!(log.lines().count(), 2, "{log}");
+    assert_snapshot("request_log/failed.json", &shown(log.lines().last().unwrap()));
 }
 
 #[test]
@@ -119,6 +124,94 @@ fn the_times_of_a_line_fit_together() {
     }
     // Only an environment's first request is a cold start.
     assert_eq!((&lines[0]["cold_start"], &lines[1]["cold_start"]), (&true.into(), &false.into()));
+}
+
+#[test]
+fn the_line_names_the_user_whose_rights_counted() {
+    let database = block_on(asking::database("synapse-94"));
+    let function = Variables::of(&database).function();
+    let ask = |query: &str, token: &str| {
+        let mut case = request(Some(query));
+        case.headers[0].1 = format!("Bearer {token}");
+        ask_function(&function, &case);
+    };
+    let admin = Some("@admin:example.com");
+    let requests = [
+        ("limit=1", "syt_admin_ok", admin),
+        // The second page is from memory.
+        ("limit=1&from=1", "syt_admin_ok", admin),
+        ("limit=1&from=2", "syt_admin2_ok", Some("@admin2:example.com")),
+        ("", "syt_plain_puppets_admin", admin),
+        ("", "syt_admin_puppets_admin2", Some("@admin2:example.com")),
+        ("", "syt_missing_puppets_admin", admin),
+        ("", "syt_plain_user", None),
+        ("", "syt_admin_puppets_plain", None),
+        ("", "syt_admin_expired", None),
+        ("", "syt_nosuch", None),
+        // Whoever sends it, a request that is refused leaves no name.
+        ("limit=x", "syt_admin_ok", None),
+    ];
+    for (query, token, _) in requests {
+        ask(query, token);
+    }
+    // But a request that fails does.
+    block_on(database.run("ALTER TABLE profiles RENAME TO elsewhere"));
+    ask("", "syt_plain_puppets_admin");
+    block_on(database.run("ALTER TABLE access_tokens RENAME TO nowhere"));
+    ask("", "syt_admin_ok");
+    let lines = lines_of(&function.stop());
+    let named: Vec<_> = lines.iter().map(|line| line["requester"].as_str()).collect();
+    let expected = requests.iter().map(|(.., requester)| *requester).chain([admin, None]);
+    assert_eq!(named, expected.collect::<Vec<_>>());
+}
+
+#[test]
+fn the_beginning_of_a_failure_s_line_says_what_failed() {
+    let database = block_on(Database::of_conformance("synapse-94"));
+    block_on(database.run("ALTER TABLE profiles RENAME TO elsewhere"));
+    let of_table = texts(&database, &[("", "syt_admin_ok")]);
+    let port = Refusing::new();
+    let url = format!("postgres://x@127.0.0.1:{}/x", port.port);
+    let function = Function::start(&[("DATABASE_URL", &url)]);
+    ask(&function);
+    let of_connection = function.stop();
+    let of_connection = of_connection.lines().find(|line| line.starts_with('{')).unwrap();
+    for (text, status, cause) in [
+        (of_table.as_str(), 500, "database error 42P01"),
+        (of_connection, 503, "error communicating"),
+    ] {
+        let beginning: String = text.chars().take(160).collect();
+        let expected = format!(
+            "\"level\":\"ERROR\",\"message\":\"the request failed\",\"status\":{status},\"errcode\":\"M_UNKNOWN\",\"cause\":\"{cause}"
+        );
+        assert!(beginning.contains(&expected), "{beginning}");
+        assert!(beginning.starts_with("{\"timestamp\":\""), "{beginning}");
+    }
+}
+
+#[test]
+fn the_line_names_the_trace_that_x_ray_keeps() {
+    let function = Function::start(&[("DATABASE_URL", "postgres://x@127.0.0.1:1/x")]);
+    let event = r#"{"httpMethod":"GET","path":"/"}"#;
+    let id = "1-5bef4de7-ad49b0e87f6ef6c87fc2e700";
+    let headers = [
+        (format!("Root={id};Parent=0123456789abcdef;Sampled=1;Lineage=a:0"), Some(id)),
+        (format!("Self=1-x;Sampled=1;Root={id}"), Some(id)),
+        (format!("Root={id};Parent=0123456789abcdef;Sampled=0"), None),
+        (format!("Root={id}"), None),
+        (format!("Parent={id};Sampled=1"), None),
+        (format!("Root=hunter2 {id};Sampled=1"), None),
+        ("Root=hunter2-hunter2-hunter2-hunter2-hunt;Sampled=1".to_owned(), None),
+        (String::new(), None),
+    ];
+    for (header, _) in &headers {
+        function.invoke_traced(event.as_bytes(), header).unwrap();
+    }
+    let log = function.stop();
+    let lines = log.lines().filter(|line| line.starts_with('{')).collect::<Vec<_>>().join("\n");
+    let traces = lines_of(&lines);
+    let traces: Vec<_> = traces.iter().map(|line| line["xray_trace_id"].as_str()).collect();
+    assert_eq!(traces, headers.iter().map(|(_, id)| *id).collect::<Vec<_>>());
 }
 
 #[test]

@@ -41,36 +41,35 @@ pub fn assert_snapshot(name: &str, text: &str) {
     );
 }
 
-/// JSON as a person reads it: what fits into a line stands in one.
-pub fn pretty(value: &Value) -> String {
-    fn write(value: &Value, margin: usize, text: &mut String) {
+/// JSON as a person reads it: what fits into a line stands in one. The fields stand in the order in
+/// which `line`, the text that the value was read from, first has their names.
+pub fn pretty(value: &Value, line: &str) -> String {
+    fn write(value: &Value, line: &str, margin: usize, text: &mut String) {
         const WIDTH: usize = 100;
-        let line = value.to_string();
+        let short = value.to_string();
         let mut members: Vec<(String, &Value)> = match value {
-            Value::Object(map) if margin == 0 || line.len() + margin > WIDTH => {
+            Value::Object(map) if margin == 0 || short.len() + margin > WIDTH => {
                 map.iter().map(|(name, value)| (format!("{name:?}: "), value)).collect()
             }
-            Value::Array(items) if line.len() + margin > WIDTH => {
+            Value::Array(items) if short.len() + margin > WIDTH => {
                 items.iter().map(|value| (String::new(), value)).collect()
             }
-            _ => return text.push_str(&line),
+            _ => return text.push_str(&short),
         };
-        // What people read comes before metrics and what describes those.
-        members
-            .sort_by_key(|(name, _)| !name.trim_start_matches('"').starts_with(char::is_lowercase));
+        members.sort_by_key(|(name, _)| line.find(name.trim_end()));
         let (open, close) = if value.is_object() { ('{', '}') } else { ('[', ']') };
         text.push(open);
         for (number, (name, value)) in members.iter().enumerate() {
             text.push_str(if number == 0 { "\n" } else { ",\n" });
             text.extend(std::iter::repeat_n(' ', margin + 2));
             text.push_str(name);
-            write(value, margin + 2, text);
+            write(value, line, margin + 2, text);
         }
         text.push('\n');
         text.extend(std::iter::repeat_n(' ', margin));
         text.push(close);
     }
     let mut text = String::new();
-    write(value, 0, &mut text);
+    write(value, line, 0, &mut text);
     text + "\n"
 }
