@@ -16,7 +16,7 @@ pub use parameters::check;
 ///
 /// | variable | meaning | default |
 /// |---|---|---|
-/// | `DATABASE_URL` | libpq URL of the replica: `postgres://user:password@host:port/dbname?parameters`. Beyond loopback addresses and Unix sockets TLS is verified (`sslmode=verify-full`) unless the URL says another `sslmode`; `sslrootcert` is a PEM file of authorities to trust | required, unless the secret says it all |
+/// | `DATABASE_URL` | libpq URL of the replica: `postgres://user:password@host:port/dbname?parameters`. Beyond loopback addresses and Unix sockets TLS is verified (`sslmode=verify-full`) unless the URL says another `sslmode`; `sslrootcert` is a PEM file of authorities to trust; `connect_timeout`, 1 to 20 and by default 3, is how long a request may wait for a connection, in s | required, unless the secret says it all |
 /// | `DATABASE_SCHEMA` | the schema of Synapse's tables: up to 63 ASCII letters, digits and `_`, which start with neither a digit nor `pg_` | `public` |
 /// | `DATABASE_IAM_AUTH` | `true`: log in with a token of AWS IAM instead of a password; needs `AWS_REGION`, the database's, and verified TLS | `false` |
 /// | `DATABASE_SECRET_ARN` | the secret of Secrets Manager that holds username and password, as RDS keeps it; its `host`, `port` and `dbname` stand in for what the URL leaves out | none |

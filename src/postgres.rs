@@ -9,12 +9,10 @@ use std::{
     fmt::Write as _,
     hash::{BuildHasher, Hasher, RandomState},
     mem::take,
-    panic::AssertUnwindSafe,
     sync::{Arc, Mutex},
     time::{Duration, Instant, UNIX_EPOCH},
 };
 
-use futures_util::FutureExt;
 use sqlx::{
     ConnectOptions, Connection as _, PgConnection, Postgres, Row,
     postgres::{PgArguments, PgConnectOptions, PgRow},
@@ -25,7 +23,7 @@ use tokio::sync::Semaphore;
 pub use self::failure::{failure, or_nothing};
 use self::{
     failure::{SET_POOLER, connecting, is_refused_password},
-    session::{MARKER, PANICKED, begin, index_scans_off, log_in, settings},
+    session::{MARKER, begin, in_time, index_scans_off, log_in, settings, unwinding},
 };
 use crate::{
     config::{Access, Database},
@@ -36,8 +34,9 @@ use crate::{
     statement::Statements,
 };
 
-/// How long opening a connection may take: name resolution, secret, TLS and authentication.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long opening a connection may take during init, which Lambda ends after 10 s. If a request
+/// runs out of time after it has connected for longer, it is no statement that took too long.
+const LONG_CONNECT: Duration = Duration::from_secs(3);
 
 /// How long a connection that was idle may take for its first answer, which is a lookup by a unique
 /// key. Longer than that, and the other end is taken for gone: while an execution environment is
@@ -45,9 +44,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// clock may stand still with it.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 
-/// How long it may take to get a first answer, on the connection that was idle or else on a new
-/// one: the server may be there and have no session to spare, or the pooler before it.
-const FIRST_ANSWER: Duration = Duration::from_millis(4500);
+/// How much longer than connecting it may take to get a first answer, on the connection that was
+/// idle or else on a new one: the server may be there and have no session to spare, or the pooler
+/// before it.
+const FIRST_ANSWER: Duration = Duration::from_millis(1500);
 
 /// How long cancelling a statement may take.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(1);
@@ -82,6 +82,8 @@ pub struct Asked<T> {
     pub time: Duration,
     /// How often it was asked again.
     pub retries: u32,
+    /// Whether it was given up because there was no time left.
+    pub ran_out: bool,
 }
 
 /// A connection to the database.
@@ -94,6 +96,8 @@ pub struct Connection {
     pub one_pass: bool,
     /// The process id of the backend at the other end; 0 through a pooler that has lent no session.
     pid: i32,
+    /// How long the request has connected.
+    connecting: Duration,
     /// By when the other end has to answer; `None` once it has.
     answers_by: Option<Instant>,
     /// What the log says if it does not.
@@ -119,7 +123,7 @@ impl Connector {
             marker,
             // The server gives up a statement by itself. This is for a server that does not, or
             // that is not there any more. template.yaml keeps it below the function's own timeout.
-            time_limit: statement_timeout + FIRST_ANSWER,
+            time_limit: statement_timeout + database.connect_timeout + FIRST_ANSWER,
             idle: Mutex::new(None),
             logins: Arc::new(Semaphore::new(1)),
             database,
@@ -143,6 +147,7 @@ impl Connector {
         let (mut held, mut retries) = (None, 0);
         let ask = self.ask_twice(&mut held, &mut retries, invocation.unix_ms, question);
         let answer = tokio::time::timeout(time_limit, ask).await;
+        let ran_out = answer.is_err();
         let answer = match (answer, held) {
             (Ok(answer), Some(connection))
                 if !answer.as_ref().is_err_and(Error::poisons_connection) =>
@@ -153,15 +158,20 @@ impl Connector {
             // After a failure the connection is dropped, not examined.
             (Ok(answer), _) => answer,
             (Err(_), held) => {
+                let connecting = held.as_ref().map(|connection| connection.connecting);
                 if let Some(connection) = held {
                     self.cancel(&connection, invocation).await;
                 }
-                let ms = time_limit.as_millis();
-                let cause = format!("no answer from the database within {ms} ms");
-                Err(Error::StatementTimeout(cause))
+                let cause =
+                    format!("no answer from the database within {} ms", time_limit.as_millis());
+                Err(match connecting {
+                    Some(time) if time <= LONG_CONNECT => Error::StatementTimeout(cause),
+                    // Another try may find a database that has woken up.
+                    _ => Error::DatabaseUnavailable(format!("{cause}: connecting took too long")),
+                })
             }
         };
-        Asked { answer, time: start.elapsed(), retries }
+        Asked { answer, time: start.elapsed(), retries, ran_out }
     }
 
     /// Asks, and leaves the connection in `held`.
@@ -172,7 +182,8 @@ impl Connector {
         unix_ms: i64,
         question: impl AsyncFn(&mut Connection) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        let answers_by = Instant::now() + FIRST_ANSWER;
+        let first_answer = self.database.connect_timeout + FIRST_ANSWER;
+        let answers_by = Instant::now() + first_answer;
         let connection = match self.take_idle() {
             Some(connection) => connection,
             None => self.connect(unix_ms, answers_by).await?,
@@ -183,10 +194,12 @@ impl Connector {
             *retries += 1;
             // Whoever has answered may take as long for the next first answer.
             let has_answered = connection.answers_by.is_none();
-            let answers_by = if has_answered { Instant::now() + FIRST_ANSWER } else { answers_by };
+            let answers_by = if has_answered { Instant::now() + first_answer } else { answers_by };
+            let connecting = connection.connecting;
             // Closed before the next is opened, so that there are never two.
             *held = None;
             let connection = held.insert(self.connect(unix_ms, answers_by).await?);
+            connection.connecting += connecting;
             answer = unwinding(connection.transact(&question)).await;
         }
         match (answer, held) {
@@ -215,7 +228,7 @@ impl Connector {
     /// [`Error::DatabaseUnavailable`] if there is none within 3 seconds; [`Error::DatabaseFailed`]
     /// if the server refuses this user or database, or the settings did not arrive.
     pub async fn session(&self, unix_ms: i64) -> Result<Connection, Error> {
-        self.connect(unix_ms, Instant::now() + FIRST_ANSWER).await
+        self.connect(unix_ms, Instant::now() + LONG_CONNECT).await
     }
 
     /// The idle connection, if there is one. It has a second for its first answer.
@@ -223,6 +236,7 @@ impl Connector {
         let connection = lock(&self.idle).take()?;
         Some(Connection {
             answers_by: Some(Instant::now() + SIGN_OF_LIFE),
+            connecting: Duration::ZERO,
             no_answer: "an idle connection gave no sign of life within 1 s",
             ..connection
         })
@@ -235,7 +249,8 @@ impl Connector {
 
     /// A new connection, which has to answer by a time.
     async fn connect(&self, unix_ms: i64, answers_by: Instant) -> Result<Connection, Error> {
-        let by = answers_by.min(Instant::now() + CONNECT_TIMEOUT);
+        let start = Instant::now();
+        let by = answers_by.min(start + self.database.connect_timeout);
         let connection = tokio::time::timeout_at(by.into(), unwinding(self.log_in(unix_ms))).await;
         let connection = connection.unwrap_or_else(|_| {
             let cause = format!("connecting to {} took too long", self.address());
@@ -245,7 +260,7 @@ impl Connector {
             // The next secret may name another place, or a role that can be logged in.
             self.credentials.forget();
         }
-        Ok(Connection { answers_by: Some(answers_by), ..connection? })
+        Ok(Connection { answers_by: Some(answers_by), connecting: start.elapsed(), ..connection? })
     }
 
     /// Where the database is, for the log.
@@ -274,6 +289,7 @@ impl Connector {
             statements: self.statements,
             one_pass: false,
             pid: 0,
+            connecting: Duration::ZERO,
             answers_by: None,
             no_answer: "a new connection gave no first answer; is the pooler out of sessions?",
             marker: self.marker.clone(),
@@ -461,24 +477,4 @@ impl Connection {
         }
         Ok(())
     }
-}
-
-/// Takes a panic for a broken connection.
-async fn unwinding<T>(answer: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    AssertUnwindSafe(answer)
-        .catch_unwind()
-        .await
-        .unwrap_or_else(|_| Err(Error::DatabaseUnavailable(PANICKED.to_owned())))
-}
-
-/// What an answer of the database is, unless it does not come in time to be taken for alive.
-async fn in_time<T>(
-    answers_by: Option<Instant>,
-    no_answer: &str,
-    answer: impl Future<Output = T>,
-) -> Result<T, Error> {
-    let Some(answers_by) = answers_by else { return Ok(answer.await) };
-    tokio::time::timeout_at(answers_by.into(), answer)
-        .await
-        .map_err(|_| Error::DatabaseUnavailable(no_answer.to_owned()))
 }

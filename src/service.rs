@@ -185,6 +185,7 @@ impl Asking<'_> {
             phases.add(&asked);
             match asked.answer {
                 Err(Error::StatementTimeout(_) | Error::DatabaseFailed(_)) => phases.retries += 1,
+                Err(_) if asked.ran_out => phases.retries += 1,
                 answer => return answer,
             }
         }

@@ -1,6 +1,6 @@
 //! Where the database is, how the function gets in, and which authorities it trusts.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use percent_encoding::percent_decode_str;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
@@ -8,7 +8,7 @@ use url::Url;
 
 use super::{
     Variables, consists_of,
-    parameters::{certificates, check, kind},
+    parameters::{certificates, check, kind, seconds},
 };
 use crate::hidden::Hidden;
 
@@ -25,6 +25,8 @@ pub struct Database {
     pub pooler: bool,
     /// The schema of Synapse's tables. Between double quotes it needs no escapes.
     pub schema: String,
+    /// How long opening a connection may take: name resolution, secret, TLS and authentication.
+    pub connect_timeout: Duration,
     /// What the URL says.
     given: Access,
     /// Where to connect and as whom by the URL alone.
@@ -100,7 +102,10 @@ impl Database {
         let is_twice = has("sslrootcert") && variables.get("DATABASE_CA_FILE").is_some();
         variables.require(!is_twice, "DATABASE_URL has an sslrootcert beside DATABASE_CA_FILE");
         let authorities = authorities.filter(|_| !has("sslrootcert")).map(Hidden);
-        Some(Self { login, pooler, schema, given: Hidden(given), url: Hidden(url), authorities })
+        let connect_timeout = given.get("connect_timeout").and_then(|text| seconds(text));
+        let connect_timeout = Duration::from_secs(connect_timeout.unwrap_or(3));
+        let (given, url) = (Hidden(given), Hidden(url));
+        Some(Self { login, pooler, schema, connect_timeout, given, url, authorities })
     }
 
     /// Where to connect and as whom by the URL alone.
@@ -524,7 +529,7 @@ mod tests {
 
     #[test]
     fn parameters_of_libpq_are_taken_if_they_ask_for_no_more_than_there_is() {
-        let taken = "connect_timeout=10 connect_timeout=0 connect_timeout=-1 channel_binding=prefer \
+        let taken = "connect_timeout=1 connect_timeout=20 connect_timeout= channel_binding=prefer \
                      channel_binding=disable target_session_attrs=any target_session_attrs=read-only \
                      target_session_attrs=prefer-standby keepalives=1 keepalives=0 keepalives_idle=30 \
                      keepalives_interval=10 keepalives_count=3 tcp_user_timeout=0 gssencmode=disable \
@@ -540,7 +545,8 @@ mod tests {
             let mode = options(&url).get_ssl_mode();
             assert!(matches!(mode, PgSslMode::VerifyFull), "{parameter}");
         }
-        let refused = "connect_timeout=hunter2 connect_timeout=1.5 channel_binding=require \
+        let refused = "connect_timeout=hunter2 connect_timeout=1.5 connect_timeout=0 connect_timeout=-1 \
+                       connect_timeout=21 connect_timeout=4294967297 channel_binding=require \
                        channel_binding=hunter2 target_session_attrs=primary \
                        target_session_attrs=read-write target_session_attrs=standby keepalives=hunter2 \
                        gssencmode=require sslsni=0 sslnegotiation=direct client_encoding=latin1 \

@@ -24,6 +24,7 @@ pub fn check(kind: &str, value: &str) -> Result<(), String> {
         "host" => (is_host(value), "one host name, IP address or directory that starts with /"),
         "address" => (value.parse::<IpAddr>().is_ok(), "an IP address"),
         "port" => (value.parse().is_ok_and(|port: u16| port > 0), "an integer from 1 to 65535"),
+        "seconds" => (seconds(value).is_some(), "an integer from 1 to 20"),
         "integer" => (value.trim().parse::<i32>().is_ok(), "an integer"),
         "options" => (!sets_search_path(value), "without search_path; use DATABASE_SCHEMA"),
         "certificates" => return certificates(value).map(drop),
@@ -31,6 +32,11 @@ pub fn check(kind: &str, value: &str) -> Result<(), String> {
         values => (values.split(" or ").any(|known| known.eq_ignore_ascii_case(value)), values),
     };
     if is_right { Ok(()) } else { Err(format!("must be {must}")) }
+}
+
+/// A time limit in s, which leaves some of an invocation's 28 s for the statement.
+pub(super) fn seconds(text: &str) -> Option<u64> {
+    text.trim().parse().ok().filter(|seconds| (1..=20).contains(seconds))
 }
 
 /// Whether sqlx can log in by this name. If the server asks for SCRAM, sqlx prepares the name in

@@ -1,6 +1,12 @@
 //! A session's settings, and logging in.
 
-use std::{fmt::Write as _, panic::AssertUnwindSafe, sync::Arc, thread, time::Duration};
+use std::{
+    fmt::Write as _,
+    panic::AssertUnwindSafe,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
 
 use futures_util::FutureExt;
 use sqlx::{ConnectOptions, PgConnection, postgres::PgConnectOptions};
@@ -10,12 +16,13 @@ use tokio::{
 };
 
 use super::relay::relayed;
+use crate::error::Error;
 
 /// How long a login waits for one before it that was given up.
 const SLOT_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// What is logged where sqlx panicked.
-pub(super) const PANICKED: &str = "what the database server sent made the client panic";
+const PANICKED: &str = "what the database server sent made the client panic";
 
 /// A setting that only this function makes, and that `sql/session.sql` reads.
 pub(super) const MARKER: &str = "synapse_media_usage.session";
@@ -94,4 +101,26 @@ pub(super) async fn log_in(
         }
         Ok(Err(_)) | Err(_) => Err(sqlx::Error::Protocol(PANICKED.to_owned())),
     }
+}
+
+/// Takes a panic for a broken connection.
+pub(super) async fn unwinding<T>(
+    answer: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    AssertUnwindSafe(answer)
+        .catch_unwind()
+        .await
+        .unwrap_or_else(|_| Err(Error::DatabaseUnavailable(PANICKED.to_owned())))
+}
+
+/// What an answer of the database is, unless it does not come in time to be taken for alive.
+pub(super) async fn in_time<T>(
+    answers_by: Option<Instant>,
+    no_answer: &str,
+    answer: impl Future<Output = T>,
+) -> Result<T, Error> {
+    let Some(answers_by) = answers_by else { return Ok(answer.await) };
+    tokio::time::timeout_at(answers_by.into(), answer)
+        .await
+        .map_err(|_| Error::DatabaseUnavailable(no_answer.to_owned()))
 }

@@ -134,7 +134,7 @@ fn variables_of_libpq_stand_in_for_what_the_url_leaves_out() {
 #[test]
 fn parameters_that_are_ignored_are_in_no_log() {
     let database = block_on(Database::of_conformance("synapse-94"));
-    let ignored = "connect_timeout=4711&fallback_application_name=hunter2&krbsrvname=hunter2&channel_binding=prefer&ssl=true&sslmode=prefer";
+    let ignored = "keepalives_idle=4711&fallback_application_name=hunter2&krbsrvname=hunter2&channel_binding=prefer&ssl=true&sslmode=prefer";
     let url = format!("{}?{ignored}", database.url());
     let function = Function::start(&[("DATABASE_URL", &url), ("AWS_LAMBDA_LOG_LEVEL", "TRACE")]);
     assert_eq!(ask(&function).0, 200);
@@ -254,6 +254,7 @@ fn every_parameter_of_libpq_is_documented() {
         match values {
             "text" | "user" => assert!(value.ends_with("any text"), "{name}"),
             "integer" => assert!(value.ends_with("any integer"), "{name}"),
+            "seconds" => assert!(value.contains("an integer from 1 to 20"), "{name}"),
             "refused" => assert_eq!(value, "refused", "{name}"),
             "host" | "address" | "port" | "options" | "certificates" | "key" => (),
             values => {

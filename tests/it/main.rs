@@ -34,5 +34,6 @@ mod support;
 mod tls;
 mod traps;
 mod versions;
+mod waking;
 mod walks;
 mod whoami;
