@@ -60,6 +60,9 @@ use crate::{
 /// than a hundred. What stands before these servers refuses a longer one as no request at all.
 const LONGEST_TOKEN: usize = 2048;
 
+/// A token that is none: neither Synapse nor MAS makes any that begins like this.
+const MADE_UP_TOKEN: &str = "synapse-media-usage-probe";
+
 /// An access token as the request carries it. It has no `Debug`, so that no log shows it.
 pub struct AccessToken(String);
 
@@ -174,6 +177,40 @@ impl Authenticator {
         }
     }
 
+    /// The tables that not every configuration reads, as [`Connection::missing_grants`] takes them.
+    pub fn tables(&self) -> &'static str {
+        match self.backend {
+            Backend::Internal { account_validity: true } => "access_tokens, account_validity",
+            Backend::Internal { account_validity: false } => "access_tokens",
+            Backend::Mas(_) => "devices",
+        }
+    }
+
+    /// Finds out whether MAS and the homeserver, where there are any, judge tokens: by one that they
+    /// must not know.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::IntrospectionFailed`], [`Error::HomeserverUnavailable`].
+    pub async fn check(&self, at: &Invocation) -> Result<(), Error> {
+        let token = || AccessToken(MADE_UP_TOKEN.to_owned());
+        if let Backend::Mas(mas) = &self.backend {
+            mas.check_secret().await?;
+            let claim = self.claim(token(), at, &mut None).await;
+            is_unknown(&claim, Error::IntrospectionFailed)?;
+        }
+        if let Some(homeserver) = &self.homeserver {
+            let (token, at) = (token(), *at);
+            let claim = Claim { token, at, may_ask: true, introspection: None, owner: None };
+            let claim = self.vouch(claim, &mut None).await;
+            if claim.as_ref().is_err_and(|error| *error != Error::TOO_MANY_UNKNOWN_TOKENS) {
+                homeserver.give_back();
+            }
+            is_unknown(&claim, Error::HomeserverUnavailable)?;
+        }
+        Ok(())
+    }
+
     /// What is known of a token without the database: with MAS, its introspection, and how long
     /// that took.
     ///
@@ -227,6 +264,22 @@ impl Authenticator {
             return Err(Error::GUEST_ACCESS_FORBIDDEN);
         }
         Ok(Claim { owner: Some(owner), ..claim })
+    }
+}
+
+/// Whether the token that is none is unknown, by the answer of MAS or of the homeserver. Where
+/// strangers' guesses leave no question to the homeserver, nothing is held against it.
+fn is_unknown(answer: &Result<Claim, Error>, failure: fn(String) -> Error) -> Result<(), Error> {
+    match answer.as_ref().err() {
+        Some(Error::Refusal(it))
+            if ["M_UNKNOWN_TOKEN", "M_LIMIT_EXCEEDED"].contains(&it.errcode) =>
+        {
+            Ok(())
+        }
+        None | Some(Error::Refusal(_)) => {
+            Err(failure("it does not call a made-up token unknown".to_owned()))
+        }
+        Some(error) => Err(error.clone()),
     }
 }
 

@@ -48,6 +48,19 @@ impl Credentials {
         }
     }
 
+    /// Finds out whether there is something to connect with: reads a secret again, which leaves the
+    /// latest in place where that fails.
+    ///
+    /// # Errors
+    ///
+    /// As [`Credentials::access`].
+    pub async fn check(&self, url: &PgConnectOptions, now: SystemTime) -> Result<(), Failure> {
+        match self {
+            Self::Secret(secret) => secret.renewed().await.map(drop),
+            Self::Url | Self::Iam(_) => self.access(url, now).await.map(drop),
+        }
+    }
+
     /// What was last connected with, if it is a secret.
     pub fn latest(&self) -> Option<Access> {
         let Self::Secret(secret) = self else { return None };

@@ -53,6 +53,12 @@ impl From<Box<RawValue>> for Event {
 pub struct RawQuery(pub String);
 
 impl Event {
+    /// Whether somebody asks by hand, or by a schedule, how the function is. A gateway's event has
+    /// other fields, whatever its request says.
+    pub fn is_probe(&self) -> bool {
+        self.0 == json!({ "synapse_media_usage": "probe" })
+    }
+
     /// Where the event comes from.
     pub fn kind(&self) -> Kind {
         let Self(fields) = self;

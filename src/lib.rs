@@ -18,6 +18,8 @@
 //!    [`read_ahead`] has step 7 read more than one, and answers the next from memory.
 //! 10. [`request_log`] writes the one line of the request.
 //!
+//! An event that is [`probe`]'s makes no request. It finds out whether one would be answered.
+//!
 //! Whatever fails on the way becomes a Matrix error by the table in [`error`].
 //!
 //! # Why does the crate read events itself, and not by `lambda_http`?
@@ -87,6 +89,7 @@ pub mod log;
 pub mod media_usage;
 pub mod page;
 pub mod postgres;
+pub mod probe;
 pub mod query;
 pub mod read_ahead;
 pub mod request_log;

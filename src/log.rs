@@ -1,6 +1,6 @@
 //! The log: what goes into it, and what never does.
 
-use std::{env, io::Write};
+use std::{env, io::Write, time::Duration};
 
 use aws_sdk_secretsmanager::primitives::{DateTime, DateTimeFormat};
 use serde::Serializer;
@@ -47,78 +47,64 @@ pub fn init() {
     }));
 }
 
-/// The line of an invocation: a JSON object whose fields stand in the order in which they were
-/// added, because people see the beginning of a line first.
-pub struct Line {
+/// Writes the line of an invocation that began at the Unix time `unix_ms`, in ms, unless the log's
+/// level is above its own. It is a JSON object. Its fields stand in their order, because people see
+/// the beginning of a line first.
+///
+/// Behind them come metrics, each with its unit and a value if it has one, for a function that has a
+/// name (Amazon CloudWatch User Guide, "Specification: Embedded metric format"). The first one is
+/// also counted by each of `dimensions` that has a value.
+pub fn write_line(
     unix_ms: i64,
     level: Level,
-    fields: Vec<(&'static str, Value)>,
-}
-
-impl Line {
-    /// The line of an invocation that began at the Unix time `unix_ms`, in ms.
-    pub fn new(unix_ms: i64, level: Level, message: &str) -> Self {
-        let timestamp = DateTime::from_millis(unix_ms).fmt(DateTimeFormat::DateTime);
-        // Lambda believes the level only of a line that also has a valid time (AWS Lambda Developer
-        // Guide, "Log-level filtering").
-        let fields = vec![
-            ("timestamp", timestamp.ok().into()),
-            ("level", level.as_str().into()),
-            ("message", message.into()),
-        ];
-        Self { unix_ms, level, fields }
+    message: &str,
+    fields: impl IntoIterator<Item = (&'static str, Value)>,
+    metrics: &[(&'static str, &str, Option<f64>)],
+    dimensions: &[(&'static str, Option<String>)],
+) {
+    if level > LevelFilter::current() {
+        return;
     }
-
-    /// Appends fields.
-    #[must_use]
-    pub fn with(mut self, fields: impl IntoIterator<Item = (&'static str, Value)>) -> Self {
-        self.fields.extend(fields);
-        self
-    }
-
-    /// Appends metrics, each a name, a unit and a value if it has one, for a function that has a
-    /// name (Amazon CloudWatch User Guide, "Specification: Embedded metric format"). The first one
-    /// is also counted by each of `dimensions` that has a value.
-    #[must_use]
-    pub fn with_metrics(
-        mut self,
-        metrics: &[(&'static str, &str, Option<f64>)],
-        dimensions: [(&'static str, Option<String>); 2],
-    ) -> Self {
-        let function_name = env::var("AWS_LAMBDA_FUNCTION_NAME").unwrap_or_default();
-        if function_name.is_empty() {
-            return self;
-        }
+    // Lambda believes the level only of a line that also has a valid time (AWS Lambda Developer
+    // Guide, "Log-level filtering").
+    let timestamp = DateTime::from_millis(unix_ms).fmt(DateTimeFormat::DateTime).ok();
+    let mut line = vec![
+        ("timestamp", timestamp.into()),
+        ("level", level.as_str().into()),
+        ("message", message.into()),
+    ];
+    line.extend(fields);
+    let function_name = env::var("AWS_LAMBDA_FUNCTION_NAME").unwrap_or_default();
+    if !function_name.is_empty() {
         let mut names = Vec::new();
-        for &(name, unit, value) in metrics {
-            if let Some(value) = value {
+        for (name, unit, value) in metrics {
+            if let Some(value) = *value {
                 names.push(json!({ "Name": name, "Unit": unit }));
-                self.fields.push((name, value.into()));
+                line.push((name, value.into()));
             }
         }
         let directive = |dimensions: &[&str], metrics: &[Value]| json!({ "Namespace": "SynapseMediaUsage", "Dimensions": [dimensions], "Metrics": metrics });
         let mut directives = vec![directive(&["FunctionName"], &names)];
-        self.fields.push(("FunctionName", function_name.into()));
+        line.push(("FunctionName", function_name.into()));
         for (name, value) in dimensions {
             if let Some(value) = value {
                 directives.push(directive(&["FunctionName", name], &names[..1]));
-                self.fields.push((name, value.into()));
+                line.push((name, value.as_str().into()));
             }
         }
-        let envelope = json!({ "Timestamp": self.unix_ms, "CloudWatchMetrics": directives });
-        self.with([("_aws", envelope)])
+        line.push(("_aws", json!({ "Timestamp": unix_ms, "CloudWatchMetrics": directives })));
     }
+    let mut text = Vec::new();
+    // If stdout is closed there is nowhere to report it.
+    let _ = serde_json::Serializer::new(&mut text).collect_map(line);
+    text.push(b'\n');
+    let _ = std::io::stdout().lock().write_all(&text);
+}
 
-    /// Writes the line, unless the log's level is above its own.
-    pub fn write(self) {
-        if self.level <= LevelFilter::current() {
-            let mut line = Vec::new();
-            // If stdout is closed there is nowhere to report it.
-            let _ = serde_json::Serializer::new(&mut line).collect_map(self.fields);
-            line.push(b'\n');
-            let _ = std::io::stdout().lock().write_all(&line);
-        }
-    }
+/// A time in ms, for the log.
+pub fn ms(time: Duration) -> f64 {
+    // A microsecond is as much as anybody wants to read.
+    (time.as_secs_f64() * 1e6).round() / 1e3
 }
 
 /// The id of the invocation's trace where X-Ray keeps it. The runtime has the tracing header in this

@@ -10,7 +10,7 @@ use std::{
     hash::{BuildHasher, Hasher, RandomState},
     mem::take,
     sync::{Arc, Mutex},
-    time::{Duration, Instant, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use sqlx::{
@@ -231,6 +231,15 @@ impl Connector {
         self.connect(unix_ms, Instant::now() + LONG_CONNECT).await
     }
 
+    /// Finds out, at the Unix time `unix_ms`, in ms, whether there is something to log in with.
+    ///
+    /// # Errors
+    ///
+    /// The `Database` errors of [`Error`], after 2.5 s at most.
+    pub async fn check_credentials(&self, unix_ms: i64) -> Result<(), Error> {
+        Ok(self.credentials.check(self.database.url(), system_time(unix_ms)).await?)
+    }
+
     /// The idle connection, if there is one. It has a second for its first answer.
     fn take_idle(&self) -> Option<Connection> {
         let connection = lock(&self.idle).take()?;
@@ -274,8 +283,7 @@ impl Connector {
     }
 
     async fn log_in(&self, unix_ms: i64) -> Result<Connection, Error> {
-        let now = UNIX_EPOCH + Duration::from_millis(unix_ms.try_into().unwrap_or(0));
-        let access = self.credentials.access(self.database.url(), now).await?;
+        let access = self.credentials.access(self.database.url(), system_time(unix_ms)).await?;
         let session = match log_in(self.options(access)?, &self.logins).await {
             Err(error) if is_refused_password(&error) => match self.credentials.renewed().await? {
                 Some(access) => log_in(self.options(access)?, &self.logins).await,
@@ -407,19 +415,22 @@ impl Connection {
     async fn explain(&mut self, cause: &str) -> Result<String, Error> {
         // The transaction has failed. Nothing is asked without the settings.
         self.end().await?;
-        let missing = self
-            .transact(&async |connection: &mut Self| {
-                let missing = sqlx::query(&connection.statements.missing_grants).bind(cause);
-                let missing = missing.persistent(false).fetch_all(&mut connection.session).await;
-                missing.map_err(|error| failure("looking for what is missing", &error))
-            })
-            .await?;
-        let mut cause = cause.to_owned();
-        for row in missing {
-            let missing: String = row.try_get("missing").unwrap_or_default();
-            let _ = write!(cause, "; {missing}");
-        }
-        Ok(cause)
+        let missing = async |connection: &mut Self| connection.missing_grants(cause).await;
+        let missing = self.transact(&missing).await?;
+        Ok([vec![cause.to_owned()], missing].concat().join("; "))
+    }
+
+    /// What the role or the database lacks, each a grant, a table or a column. The tables that not
+    /// every configuration reads count if the text `named` names them.
+    ///
+    /// # Errors
+    ///
+    /// As [`failure()`].
+    pub async fn missing_grants(&mut self, named: &str) -> Result<Vec<String>, Error> {
+        let missing = sqlx::query(&self.statements.missing_grants).bind(named).persistent(false);
+        let missing = missing.fetch_all(&mut self.session).await;
+        let missing = missing.map_err(|error| failure("looking for what is missing", &error))?;
+        Ok(missing.iter().filter_map(|row| row.try_get("missing").ok()).collect())
     }
 
     /// The row that a statement finds, or `None`, met while `doing` something.
@@ -477,4 +488,8 @@ impl Connection {
         }
         Ok(())
     }
+}
+
+fn system_time(unix_ms: i64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_millis(unix_ms.try_into().unwrap_or(0))
 }

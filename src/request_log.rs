@@ -18,7 +18,7 @@ use crate::{
     error::Error,
     gateway::Kind,
     invocation::Invocation,
-    log::{Line, xray_trace_id},
+    log::{ms, write_line, xray_trace_id},
     media_usage::MediaUsage,
     postgres::Asked,
     query::MediaUsageQuery,
@@ -95,7 +95,7 @@ impl RequestLog<'_> {
         }
     }
 
-    /// Writes the line.
+    /// Writes the line, with the metrics that template.yaml's alarms and dashboard read.
     pub fn write(&self) {
         let (level, message) = self.verdict();
         let Outcome { answer, requester, query, phases } = self.outcome;
@@ -136,7 +136,6 @@ impl RequestLog<'_> {
         let is_unavailable = matches!(self.error(), Some(Error::DatabaseUnavailable { .. }));
         let is_behind = matches!(self.error(), Some(Error::ReplicaBehind(_)));
         let count = |is: bool| Some(f64::from(u8::from(is)));
-        // What template.yaml's alarms and dashboard read.
         let metrics = [
             ("Requests", "Count", Some(1.0)),
             ("TotalTime", "Milliseconds", Some(total_ms)),
@@ -150,8 +149,7 @@ impl RequestLog<'_> {
         ];
         let dimensions =
             [("Status", Some(self.status.to_string())), ("Errcode", errcode.map(str::to_owned))];
-        let line = Line::new(self.invocation.unix_ms, level, message).with(fields);
-        line.with_metrics(&metrics, dimensions).write();
+        write_line(self.invocation.unix_ms, level, message, fields, &metrics, &dimensions);
     }
 }
 
@@ -163,11 +161,6 @@ fn filters(query: &MediaUsageQuery) -> Vec<&'static str> {
         ("search_term", query.search_term.is_some()),
     ];
     filters.into_iter().filter(|(_, is_set)| *is_set).map(|(name, _)| name).collect()
-}
-
-fn ms(time: Duration) -> f64 {
-    // A microsecond is as much as anybody wants to read.
-    (time.as_secs_f64() * 1e6).round() / 1e3
 }
 
 /// A method by its name, if it is a usual one: any text can be a method.

@@ -21,6 +21,7 @@ use crate::{
     media_usage::{kept_media_usage, media_usage},
     page::Budget,
     postgres::{Connection, Connector},
+    probe::Health,
     query::{Args, MediaUsageQuery},
     read_ahead::ReadAhead,
     request_log::{Answer, Outcome, Phases, RequestLog},
@@ -92,10 +93,19 @@ impl Service {
         }
     }
 
-    /// Answers an invocation event, and writes the request's line into the log. The answer names
+    /// Answers an invocation event, and writes the request's line or the probe's into the log. The answer names
     /// the invocation by `request_id` in a header that browsers may read, so that an admin can
     /// quote it.
     pub async fn answer(&self, event: Event, request_id: &str, invocation: Invocation) -> Value {
+        if event.is_probe() {
+            self.is_warm.store(true, Ordering::Relaxed);
+            let health = match &self.backends {
+                Some(it) => Health::check(&it.connector, &it.authenticator, &invocation).await,
+                None => Health::failed(&Error::Misconfigured),
+            };
+            health.write(request_id, &invocation);
+            return health.answer();
+        }
         let kind = event.kind();
         if kind == Kind::Unknown {
             tracing::warn!("the event is of no gateway that this function knows");

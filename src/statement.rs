@@ -26,8 +26,12 @@ pub struct Statements {
     pub account_validity: String,
     /// Whether there are a user and a device; two parameters, the user id and the device id or null.
     pub device: String,
-    /// What the role or the database lacks; one parameter, the server's message.
+    /// What the role or the database lacks; one parameter, the server's message or names of tables.
     pub missing_grants: String,
+    /// How far a standby is behind; no parameter.
+    pub replication_lag: String,
+    /// The same of a reader of Aurora; no parameter.
+    pub aurora_lag: String,
     /// Cancels a statement; one parameter, the process id of its backend.
     pub cancel: String,
     /// [`Shape::OnePass`], as [`Statements::page`] returns it.
@@ -56,6 +60,8 @@ impl Statements {
             account_validity: text(include_str!("sql/account_validity.sql")),
             device: text(include_str!("sql/device.sql")),
             missing_grants: text(include_str!("sql/missing_grants.sql")),
+            replication_lag: text(include_str!("sql/replication_lag.sql")),
+            aurora_lag: text(include_str!("sql/aurora_lag.sql")),
             cancel: text(include_str!("sql/cancel.sql")),
             one_pass: text(include_str!("sql/one_pass.sql")),
             counts: text(include_str!("sql/counts.sql")),

@@ -71,6 +71,16 @@ impl Mas {
         }
     }
 
+    /// Finds out whether the secret can be read. Where it cannot, the latest stays in place.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::IntrospectionFailed`].
+    pub async fn check_secret(&self) -> Result<(), Error> {
+        let SharedSecret::Arn(secret) = &self.secret else { return Ok(()) };
+        secret.renewed().await.map(drop).map_err(no_secret)
+    }
+
     /// What a token is good for, at the Unix time `now_ms`, in ms.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 -- well. Asked when a statement was refused, because the server's message names no column. role.sql
 -- grants all of it.
 --
--- $1 the server's message. access_tokens is not read with MAS_ENDPOINT, devices only then, and
+-- $1 the server's message, or the probe's list of tables. access_tokens is not read with MAS_ENDPOINT, devices only then, and
 --    account_validity only with ACCOUNT_VALIDITY: they count only if the message names them.
 PREPARE missing_grants (text) AS
 WITH needed("table", "column") AS (

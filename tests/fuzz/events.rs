@@ -159,6 +159,10 @@ static RUNTIME: LazyLock<Runtime> =
 
 /// Answers an event, and looks at what its gateway makes of the answer.
 fn answer(event: impl Fn() -> Event) {
+    if event().is_probe() {
+        // It is no gateway's, and has an answer of its own.
+        return;
+    }
     let gateway = match event().kind() {
         Kind::HttpApi => Gateway::HttpApi,
         Kind::RestApi | Kind::Unknown => Gateway::RestApi,

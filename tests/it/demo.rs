@@ -102,7 +102,7 @@ fn the_demo_serves_requests_and_hands_variables_on() {
     assert_eq!(by_curl["users"][0]["media_length"], 1_477_157_505, "{by_curl}");
     let unknown = answer(&curl.replace("demo_admin_token", "unknown"));
     assert_eq!(unknown["errcode"], "M_UNKNOWN_TOKEN");
-    assert_eq!(homeserver.asked(), ["unknown"]);
+    assert_eq!(homeserver.asked(), ["synapse-media-usage-probe", "unknown"]);
     for path in ASKED_FOR_THE_LOGIN {
         assert_eq!(answer(&curl.replace(PATH, path))["errcode"], "M_UNRECOGNIZED", "{path}");
     }

@@ -312,6 +312,10 @@ fn every_sample_event_is_read_as_its_kind() {
     let service = database.service();
     for entry in std::fs::read_dir(crate::support::project().join("events")).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
+        if name == "probe.json" {
+            // It comes from no gateway.
+            continue;
+        }
         let event: Event = serde_json::from_str(&read(&format!("events/{name}"))).unwrap();
         let kind = format!("{:?}", event.kind());
         let expected = match name.split('.').nth(1).unwrap() {

@@ -21,6 +21,7 @@ mod login;
 mod pages;
 mod plans;
 mod pooler;
+mod probe;
 mod properties;
 mod request_log;
 mod role;

@@ -10,7 +10,7 @@ use crate::support::{
     asking::{self, Variables, ask_function, introspected},
     block_on,
     cases::request,
-    database::Database,
+    database::{AURORA, Database},
     function::{Function, ask},
     gateway::{GATEWAYS, Gateway},
     homeserver::{Homeserver, owner},
@@ -101,6 +101,23 @@ fn each_ending_of_a_request_leaves_the_line_of_its_snapshot() {
     let log = function.stop();
     assert_eq!(log.lines().count(), 2, "{log}");
     assert_snapshot("request_log/failed.json", &shown(log.lines().last().unwrap()));
+}
+
+#[test]
+fn each_ending_of_a_probe_leaves_the_line_of_its_snapshot() {
+    let database = block_on(Database::of_conformance("synapse-94"));
+    block_on(database.run("DROP INDEX profiles_full_user_id_key"));
+    block_on(database.run(AURORA));
+    let function = Function::start(&[("DATABASE_URL", &database.url())]);
+    let probe = || function.invoke(read("events/probe.json").as_bytes()).unwrap();
+    probe();
+    block_on(database.run("REVOKE SELECT ON profiles FROM media_usage"));
+    probe();
+    let log = function.stop();
+    let lines = log.lines().filter(|line| line.contains("\"the probe "));
+    for (name, line) in ["probe", "probe_failed"].into_iter().zip(lines) {
+        assert_snapshot(&format!("request_log/{name}.json"), &shown(line));
+    }
 }
 
 #[test]
@@ -221,18 +238,35 @@ fn the_fields_are_those_of_the_runbook() {
     let lines = lines(&database, &[("", "syt_admin_ok"), ("", "syt_nosuch")]);
     let runbook = read("docs/runbook.md");
     let (_, section) = runbook.split_once("\n## The log\n").unwrap();
-    let (section, _) = section.split_once("\n### ").unwrap();
-    let documented: BTreeSet<_> = section
+    let (section, rest) = section.split_once("\n### ").unwrap();
+    let (_, of_probe) = rest.split_once("The probe's line\n").unwrap();
+    let of_probe = of_probe.split("\n### ").next().unwrap();
+    let (lines, probes) = (fields(&lines), fields(&probe_lines(&database)));
+    assert_eq!(lines, documented(section));
+    assert_eq!(probes, documented(of_probe));
+}
+
+/// The lines that a probe leaves, which finds all that it can.
+fn probe_lines(database: &Database) -> Vec<Value> {
+    block_on(database.run(AURORA));
+    let function = Function::start(&[("DATABASE_URL", &database.url())]);
+    function.invoke(read("events/probe.json").as_bytes()).unwrap();
+    lines_of(&function.stop())
+}
+
+/// The fields of the first column of a section's table.
+fn documented(section: &str) -> BTreeSet<String> {
+    let names = section
         .lines()
         .filter_map(|line| line.strip_prefix("| `")?.split(" |").next())
-        .flat_map(|names| names.split('`').filter(|name| !name.is_empty() && *name != ", "))
-        .collect();
-    let fields: BTreeSet<_> = lines
-        .iter()
-        .flat_map(|line| line.as_object().unwrap().keys().map(String::as_str))
-        .filter(|name| *name != "_aws")
-        .collect();
-    assert_eq!(fields, documented);
+        .flat_map(|names| names.split('`').filter(|name| !name.is_empty() && *name != ", "));
+    names.map(str::to_owned).collect()
+}
+
+/// The fields of lines.
+fn fields(lines: &[Value]) -> BTreeSet<String> {
+    let names = lines.iter().flat_map(|line| line.as_object().unwrap().keys());
+    names.filter(|name| *name != "_aws").cloned().collect()
 }
 
 #[test]
@@ -240,8 +274,9 @@ fn the_metrics_are_those_of_the_template() {
     let contract: Value = serde_json::from_str(&read("tests/template/metrics.json")).unwrap();
     let database = block_on(Database::of_conformance("synapse-94"));
     let filtered = "search_term=e&from_ts=1&until_ts=9999999999999";
-    let lines = lines(&database, &[(filtered, "syt_admin_ok"), ("", "syt_nosuch")]);
-    // Of both, because only the second has an errcode.
+    let mut lines = lines(&database, &[(filtered, "syt_admin_ok"), ("", "syt_nosuch")]);
+    // Of both, because only the second has an errcode; and those of a probe.
+    lines.extend(probe_lines(&database));
     let mut emitted = BTreeSet::new();
     for line in &lines {
         let function = line["FunctionName"].as_str().unwrap();

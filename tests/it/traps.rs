@@ -11,7 +11,10 @@ use synapse_media_usage::statement::Statements;
 
 use crate::{
     statements::STATEMENTS,
-    support::{block_on, database::Database},
+    support::{
+        block_on,
+        database::{AURORA, Database},
+    },
 };
 
 /// A text, with the types of its parameters and values for them, as SQL.
@@ -37,6 +40,8 @@ fn texts() -> Vec<Text> {
         account_validity,
         device,
         missing_grants,
+        replication_lag,
+        aurora_lag,
         cancel,
         one_pass,
         counts,
@@ -72,6 +77,8 @@ fn texts() -> Vec<Text> {
         text("account_validity", account_validity, TEXT, &["'@admin:example.com'"], false),
         text("device", device, TEXT_TEXT, &["'@admin:example.com', 'DEV'"], false),
         text("missing_grants", missing_grants, TEXT, &["'devices, account_validity'"], false),
+        text("replication_lag", replication_lag, "", &[""], false),
+        text("aurora_lag", aurora_lag, "", &[""], false),
         page("one_pass", one_pass, &sums, &all),
         page("counts", counts, &sums[..3], &all),
         page("walk", walk, &names, &all),
@@ -125,6 +132,7 @@ async fn database() -> Database {
         database.name
     );
     database.run(&rights).await;
+    database.run(AURORA).await;
     let mut superuser = database.superuser().await;
     let tokens: Vec<_> = texts().iter().flat_map(|text| tokens(&text.sql)).collect();
     // Names are printed so that they are found from there.
@@ -227,7 +235,7 @@ const OPERATORS: &str = "
         SELECT format_type(oid, NULL) AS name
           FROM pg_type
          WHERE typname IN ('bool', 'int2', 'int4', 'int8', 'float4', 'float8', 'numeric', 'text', 'name', 'oid',
-                           'char', 'regclass', 'xid', '_text', '_name', '_oid', 'int2vector', 'oidvector')
+                           'varchar', 'pg_lsn', 'timestamptz', 'char', 'regclass', 'xid', '_text', '_name', '_oid', 'int2vector', 'oidvector')
     ), pairs AS (
         SELECT a.name AS a, b.name AS b FROM types AS a CROSS JOIN types AS b
     )
@@ -273,7 +281,7 @@ async fn trapped(
           FROM pg_depend
                CROSS JOIN LATERAL pg_identify_object(refclassid, refobjid, 0) AS object (type, schema, bare, name)
          WHERE classid = 'pg_proc'::regclass AND objid = 'media_usage.text_of_ours'::regproc
-           AND type NOT IN ('schema', 'language')
+           AND type NOT IN ('schema', 'language') AND schema <> 'pg_catalog'
            AND NOT (type = 'table' AND schema = 'public'
                     AND 'postgres'::regrole = (SELECT relowner FROM pg_class WHERE oid = refobjid))";
     let rows = sqlx::raw_sql(named).fetch_all(&mut *transaction).await?;

@@ -51,6 +51,12 @@ impl Secret {
         call(&self.endpoint, "PutSecretValue", &body);
     }
 
+    /// Deletes it for good.
+    pub fn delete(&self) {
+        let body = json!({"SecretId": self.arn, "ForceDeleteWithoutRecovery": true});
+        call(&self.endpoint, "DeleteSecret", &body);
+    }
+
     pub fn start(&self, more: &[(&str, &str)]) -> Function {
         let mut variables = AWS.to_vec();
         variables.extend([

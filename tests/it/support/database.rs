@@ -237,6 +237,15 @@ pub const TRAP: &str = "
     CREATE VIEW local_media_repository AS SELECT * FROM media WHERE trap();
     GRANT SELECT ON local_media_repository TO media_usage;";
 
+/// Makes a database look like one of Aurora whose reader `here` is 1234.5 ms behind, as Amazon Aurora's
+/// User Guide describes its functions.
+pub const AURORA: &str = "
+    SET allow_system_table_mods = on;
+    CREATE TYPE pg_catalog.aurora_status AS (server_id text, replica_lag_in_msec float8);
+    CREATE FUNCTION pg_catalog.aurora_replica_status() RETURNS SETOF pg_catalog.aurora_status LANGUAGE sql AS
+      $$ VALUES ('writer', NULL::float8), ('here', 1234.5), ('there', 9.0) $$;
+    CREATE FUNCTION pg_catalog.aurora_db_instance_identifier() RETURNS varchar LANGUAGE sql AS $$ SELECT 'here' $$;";
+
 /// Keeps the media from being read as long as the connection lives.
 pub async fn lock_media(database: &Database) -> sqlx::PgConnection {
     let mut superuser = database.superuser().await;
