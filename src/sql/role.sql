@@ -11,6 +11,7 @@
 --
 -- The role has no way to log in yet. Either give it a password with \password media_usage, and keep
 -- that in Secrets Manager; or, for DATABASE_IAM_AUTH on RDS and Aurora: GRANT rds_iam TO media_usage;
+-- From PostgreSQL 16 on, first read "PostgreSQL 16 and later" in docs/deploy.md.
 BEGIN;
 
 -- Whoever may create objects in a schema of your search path could else put an operator or a table of

@@ -248,6 +248,47 @@ fn the_role_can_do_what_role_sql_grants_and_no_more() {
     }
 }
 
+/// RDS refuses the passwords of members of `rds_iam`, and whoever has made a role is its member from PostgreSQL 16 on
+/// (movetokube/postgres-operator#315).
+#[test]
+fn no_member_of_the_role_is_put_into_rds_iam_unless_it_is_there() {
+    let primary = primary();
+    primary.psql(
+        "postgres",
+        "synapse",
+        "CREATE ROLE maker LOGIN CREATEROLE; GRANT synapse TO maker",
+    );
+    let [iam, secret] = ["iam", "secret"].map(|set| rendered(set).replace("media_usage", "shared"));
+    primary.psql("maker", "synapse", &secret);
+    let version: u32 =
+        primary.psql("postgres", "synapse", "SHOW server_version_num").trim().parse().unwrap();
+    if version < 160_000 {
+        primary.psql("postgres", "synapse", "GRANT shared TO maker");
+    }
+    let in_rds_iam = |user| {
+        let asked = format!("SELECT pg_has_role('{user}', 'rds_iam', 'MEMBER')");
+        primary.psql("postgres", "synapse", &asked)
+    };
+    let make = || primary.shell("psql -Xq -U postgres -d synapse 2>&1", &iam, &[]).unwrap();
+    let granted = primary.rights("shared");
+    let warning = make();
+    assert!(
+        warning.contains("could then refuse the passwords of its members: maker. "),
+        "{warning}"
+    );
+    assert_eq!((in_rds_iam("shared"), in_rds_iam("maker")), ("f\n".into(), "f\n".into()));
+    assert_eq!(primary.rights("shared"), granted);
+
+    // Who logs in by IAM has no password to lose.
+    primary.psql("postgres", "synapse", "GRANT rds_iam TO maker");
+    for _ in 0..2 {
+        let said = make();
+        assert!(!said.contains("WARNING"), "{said}");
+        assert_eq!(in_rds_iam("shared"), "t\n");
+    }
+    primary.psql("postgres", "synapse", "DROP OWNED BY shared; DROP ROLE shared; DROP ROLE maker");
+}
+
 #[test]
 fn a_server_that_is_not_rds_s_has_no_rds_iam() {
     let primary = primary();

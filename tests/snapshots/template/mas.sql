@@ -54,5 +54,18 @@ GRANT SELECT (full_user_id, displayname) ON "public".profiles TO "media_usage";
 GRANT SELECT (user_id, media_length, created_ts) ON "public".local_media_repository TO "media_usage";
 GRANT SELECT (user_id, device_id, hidden) ON "public".devices TO "media_usage";
 
-GRANT rds_iam TO "media_usage";
+-- RDS refuses passwords to members of rds_iam and to the members of those. From PostgreSQL 16 on, whoever makes a role is its member.
+DO $$ DECLARE
+  members text;
+BEGIN
+  SELECT string_agg(rolname, ', ') INTO members FROM pg_roles
+  WHERE rolcanlogin AND rolname <> 'media_usage'
+    AND pg_has_role(oid, 'media_usage', 'MEMBER') AND NOT pg_has_role(oid, 'rds_iam', 'MEMBER');
+  IF members IS NULL THEN
+    GRANT rds_iam TO "media_usage";
+  ELSE
+    RAISE WARNING 'rds_iam is not granted to media_usage, because RDS could then refuse the passwords of its members: %. See "PostgreSQL 16 and later" in docs/deploy.md.', members;
+  END IF;
+END $$;
+
 COMMIT;
