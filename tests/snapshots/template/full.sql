@@ -53,7 +53,7 @@ GRANT SELECT (name, admin, is_guest, locked) ON "Matrix_1".users TO "reader";
 GRANT SELECT (full_user_id, displayname) ON "Matrix_1".profiles TO "reader";
 GRANT SELECT (user_id, media_length, created_ts) ON "Matrix_1".local_media_repository TO "reader";
 GRANT SELECT (user_id, device_id, hidden) ON "Matrix_1".devices TO "reader";
-GRANT SELECT (user_id, expiration_ts_ms) ON "Matrix_1".account_validity TO "reader";
+
 DO $$ BEGIN
   IF EXISTS (SELECT FROM pg_auth_members WHERE roleid = to_regrole('rds_iam') AND member = '"reader"'::regrole) THEN
     REVOKE rds_iam FROM "reader";
