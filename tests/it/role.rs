@@ -129,7 +129,7 @@ impl Primary {
         let step = block("docs/deploy.md", "output() ");
         let step = step.trim_end();
         let (make, set_password) = step.rsplit_once('\n').unwrap();
-        assert!(set_password.contains("# unless DatabaseAuth is iam without an RDS Proxy"));
+        assert!(set_password.contains("# for secret, password and an RDS Proxy"));
         let step = (if sets_password { step } else { make })
             .replace(" PRIMARY ", &format!(" {} ", self.cluster.socket_dir))
             .replace(" MASTER ", " master ")
