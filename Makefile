@@ -58,7 +58,7 @@ test: check lint build ## Run every check
 # What the demo runs, so that no test compiles it beside others.
 	cargo build --locked --bins
 	cargo test --locked --lib --test it -- --show-output
-	@$(call on_versions,14 18)
+	@$(MAKE) --no-print-directory --jobs=2 on-14 on-18
 
 # Most of it is waiting, so that many functions share the faults. SOAK_SEED=... makes a run's faults again.
 soak: export SOAK_FAULTS ?= 1200
@@ -104,7 +104,7 @@ lint: style            ## Run the checks that read but do not run the code
 	@echo "== scripts, template, release, contract"
 	@$(call with,lint) $(MAKE) --no-print-directory --jobs=2 $(scripts)
 
-# Two at a time. Each finds the tools of the group "lint" in its PATH; cargo would take MAKEFLAGS for its own.
+# Two at a time. Each finds the tools of the group "lint" in its PATH.
 scripts = shell-scripts template cloudformation sam release-scripts contract-scripts
 .PHONY: $(scripts)
 $(scripts): export AWS_DEFAULT_REGION = eu-central-1
@@ -128,18 +128,18 @@ release-scripts:
 contract-scripts:
 	python tests/contract/check
 
-# What depends on the server's version, on each of these PostgreSQLs.
-on_versions = for version in $(1); do \
-	    echo "== the recorded cases, the statements, the plans and odd copies on PostgreSQL $$version"; \
-	    PG_BIN= PG_VERSION=$$version cargo test --locked --test it -- conformance:: statements:: plans:: copies:: versions:: rds_iam --skip disagree; \
-	done
+# What depends on the server's version, on PostgreSQL 14 by `on-14`. cargo would take MAKEFLAGS for its own.
+on-%:
+	@echo "== the recorded cases, the statements, the plans and odd copies on PostgreSQL $*"
+	env -u MAKEFLAGS -u MFLAGS PG_BIN= PG_VERSION=$* cargo test --locked --test it -- \
+	    conformance:: statements:: plans:: copies:: versions:: rds_iam --skip disagree
 
 ifeq ($(shell uname -s),Linux)
 versions: export FUNCTION_BINARY = $(CURDIR)/.aws-sam/build/Function/bootstrap
 endif
 
 versions: build        ## Run what depends on PostgreSQL's version on all that are supported
-	@$(call on_versions,14 15 16 17 18)
+	@$(MAKE) --no-print-directory --jobs=2 on-14 on-15 on-16 on-17 on-18
 
 # `make bench PG=18` measures on that version. Each has data of its own, because none can read another's.
 ifdef PG
