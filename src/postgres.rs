@@ -4,6 +4,7 @@
 mod failure;
 mod relay;
 mod session;
+mod tls;
 
 use std::{
     fmt::Write as _,
@@ -14,7 +15,7 @@ use std::{
 };
 
 use sqlx::{
-    ConnectOptions, Connection as _, PgConnection, Postgres, Row,
+    ConnectOptions, PgConnection, Postgres, Row,
     postgres::{PgArguments, PgConnectOptions, PgRow},
     query::Query,
 };
@@ -23,7 +24,8 @@ use tokio::sync::Semaphore;
 pub use self::failure::{failure, or_nothing};
 use self::{
     failure::{SET_POOLER, connecting, is_refused_password},
-    session::{MARKER, begin, in_time, index_scans_off, log_in, settings, unwinding},
+    relay::Relay,
+    session::{MARKER, begin, in_time, index_scans_off, log_in, log_out, settings, unwinding},
 };
 use crate::{
     config::{Access, Database},
@@ -90,6 +92,8 @@ pub struct Asked<T> {
 pub struct Connection {
     /// The connection itself.
     pub session: PgConnection,
+    /// What its messages pass through.
+    relay: Relay,
     /// Every text that can be sent.
     pub statements: &'static Statements,
     /// Whether one pass is the quickest way to any page, see `sql/session.sql`.
@@ -284,16 +288,19 @@ impl Connector {
 
     async fn log_in(&self, unix_ms: i64) -> Result<Connection, Error> {
         let access = self.credentials.access(self.database.url(), system_time(unix_ms)).await?;
-        let session = match log_in(self.options(access)?, &self.logins).await {
+        let authorities = &self.database.authorities.0;
+        let session = match log_in(self.options(access)?, authorities, &self.logins).await {
             Err(error) if is_refused_password(&error) => match self.credentials.renewed().await? {
-                Some(access) => log_in(self.options(access)?, &self.logins).await,
+                Some(access) => log_in(self.options(access)?, authorities, &self.logins).await,
                 None => Err(error),
             },
             session => session,
         };
         let connecting = |error: sqlx::Error| connecting(&self.address(), &error);
+        let (session, relay) = session.map_err(connecting)?;
         let mut connection = Connection {
-            session: session.map_err(connecting)?,
+            session,
+            relay,
             statements: self.statements,
             one_pass: false,
             pid: 0,
@@ -370,7 +377,8 @@ impl Connector {
     /// Closes the idle connection politely.
     pub async fn close(&self) {
         if let Some(connection) = self.take_idle() {
-            let _ = tokio::time::timeout(CLOSE_TIMEOUT, connection.session.close()).await;
+            let end = log_out(connection.session, connection.relay);
+            let _ = tokio::time::timeout(CLOSE_TIMEOUT, end).await;
         }
     }
 }

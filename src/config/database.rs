@@ -27,13 +27,12 @@ pub struct Database {
     pub schema: String,
     /// How long opening a connection may take: name resolution, secret, TLS and authentication.
     pub connect_timeout: Duration,
+    /// PEM text of the authorities to trust beside those of the public web.
+    pub authorities: Hidden<Vec<u8>>,
     /// What the URL says.
     given: Access,
     /// Where to connect and as whom by the URL alone.
     url: Hidden<PgConnectOptions>,
-    /// PEM text of the authorities to trust beside those of the public web; `None` leaves the word
-    /// to the URL.
-    authorities: Option<Hidden<Vec<u8>>>,
 }
 
 /// How the function proves to the database who it is.
@@ -101,11 +100,12 @@ impl Database {
         variables.require(!pooler || !has("options"), problem);
         let is_twice = has("sslrootcert") && variables.get("DATABASE_CA_FILE").is_some();
         variables.require(!is_twice, "DATABASE_URL has an sslrootcert beside DATABASE_CA_FILE");
-        let authorities = authorities.filter(|_| !has("sslrootcert")).map(Hidden);
+        let in_url = given.get("sslrootcert").and_then(|file| certificates(file).ok());
+        let authorities = Hidden(in_url.or(authorities).unwrap_or_default());
         let connect_timeout = given.get("connect_timeout").and_then(|text| seconds(text));
         let connect_timeout = Duration::from_secs(connect_timeout.unwrap_or(3));
         let (given, url) = (Hidden(given), Hidden(url));
-        Some(Self { login, pooler, schema, connect_timeout, given, url, authorities })
+        Some(Self { login, pooler, schema, connect_timeout, authorities, given, url })
     }
 
     /// Where to connect and as whom by the URL alone.
@@ -135,10 +135,7 @@ impl Database {
             let mode = if may_be_plain { PgSslMode::Prefer } else { PgSslMode::VerifyFull };
             options = options.ssl_mode(mode);
         }
-        Ok(match &self.authorities {
-            Some(authorities) => options.ssl_root_cert_from_pem(authorities.0.clone()),
-            None => options,
-        })
+        Ok(options)
     }
 }
 
@@ -339,19 +336,21 @@ mod tests {
     fn every_region_trusts_its_own_authorities() {
         let url = ("DATABASE_URL", "postgres://u:p@db/x");
         let trusted = |variables: Variables| {
-            let authorities = read(variables).unwrap().database.authorities;
-            authorities.map(|pem| String::from_utf8(pem.0).unwrap())
+            String::from_utf8(read(variables).unwrap().database.authorities.0).unwrap()
         };
+        assert_eq!(trusted(&[url]), "");
         for region in ["eu-central-1", "us-west-2"] {
-            let of_region = rds_authorities(region).map(|pem| String::from_utf8(pem).unwrap());
+            let of_region = String::from_utf8(rds_authorities(region).unwrap()).unwrap();
             assert_eq!(trusted(&[url, ("AWS_REGION", region)]), of_region);
         }
         let file = concat!(env!("CARGO_MANIFEST_DIR"), "/src/rds_roots.pem");
         let region = ("AWS_REGION", "us-west-2");
-        let by_variable = trusted(&[url, region, ("DATABASE_CA_FILE", file)]);
-        assert_eq!(by_variable.as_deref(), Some(include_str!("../rds_roots.pem")));
         let in_url = format!("postgres://u:p@db/x?sslrootcert={file}");
-        assert_eq!(trusted(&[("DATABASE_URL", &in_url), region]), None);
+        for variables in
+            [&[url, region, ("DATABASE_CA_FILE", file)][..], &[("DATABASE_URL", &in_url), region]]
+        {
+            assert_eq!(trusted(variables), include_str!("../rds_roots.pem"));
+        }
         let [frankfurt, virginia] = ["eu-central-1", "us-east-1"]
             .map(|region| String::from_utf8(rds_authorities(region).unwrap()).unwrap());
         assert!(frankfurt.contains("-----BEGIN CERTIFICATE-----") && frankfurt != virginia);

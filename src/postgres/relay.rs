@@ -1,7 +1,9 @@
-//! What stands between sqlx and a server without TLS. sqlx reserves the memory that a message
-//! announces before it arrives. If there is not so much, the process ends, and no `catch_unwind`
-//! helps. Any server on a wrong port is enough: SSH's greeting announces 1.4 GB. And while messages
-//! come without an end, sqlx reads them without a pause in which its login could be dropped.
+//! What stands between sqlx and a server. sqlx reserves the memory that a message announces before
+//! it arrives. If there is not so much, the process ends, and no `catch_unwind` helps. Any server on a
+//! wrong port is enough: SSH's greeting announces 1.4 GB. And while messages come without an end, sqlx
+//! reads them without a pause in which its login could be dropped.
+//!
+//! TLS ends here, because sqlx would read from the server itself otherwise.
 
 use std::{
     io,
@@ -11,65 +13,63 @@ use std::{
 
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, BufWriter},
-    net::{TcpListener, TcpStream, tcp::ReadHalf, tcp::WriteHalf},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, BufWriter, ReadHalf, split},
+    net::{TcpListener, TcpStream, tcp::WriteHalf},
     sync::oneshot,
+    task::JoinHandle,
 };
+
+use super::tls::{Stream, secured};
 
 /// How much a server may say before the client's next word, in bytes: 60,000 users whose names have
 /// a kB each.
 const LONGEST_ANSWER: u64 = 64 << 20;
 
-/// What asks a server for TLS (PostgreSQL, "Message Formats", `SSLRequest`).
-const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
+/// Ends after the last word of either side was passed on.
+pub(super) type Relay = JoinHandle<io::Result<()>>;
 
-/// Leads a TCP connection without TLS through a relay, which ends it at an answer that is too long,
-/// and when the sender of `logged_in` is dropped. A Unix socket is this machine's own.
+/// Leads a TCP connection through a relay, which ends it at an answer that is too long, and when the
+/// sender of `logged_in` is dropped. A Unix socket is this machine's own. `authorities` are the PEM
+/// text of those whose certificates are trusted beside those of the public web.
 ///
 /// # Errors
 ///
-/// The server cannot be reached.
+/// The server cannot be reached, or not by TLS as the `sslmode` wants it.
 pub(super) async fn relayed(
     options: PgConnectOptions,
+    authorities: &[u8],
     logged_in: oneshot::Receiver<()>,
-) -> io::Result<PgConnectOptions> {
-    let mode = options.get_ssl_mode();
-    let is_tcp = options.get_socket().is_none() && !options.get_host().starts_with('/');
-    if !is_tcp || !matches!(mode, PgSslMode::Disable | PgSslMode::Allow | PgSslMode::Prefer) {
-        return Ok(options);
+) -> Result<(PgConnectOptions, Relay), sqlx::Error> {
+    if options.get_socket().is_some() || options.get_host().starts_with('/') {
+        return Ok((options, tokio::spawn(async { Ok(()) })));
     }
-    let mut server = TcpStream::connect((options.get_host(), options.get_port())).await?;
+    let server = TcpStream::connect((options.get_host(), options.get_port())).await?;
     server.set_nodelay(true)?;
-    if matches!(mode, PgSslMode::Prefer) {
-        server.write_all(&SSL_REQUEST).await?;
-        if server.read_u8().await? != b'N' {
-            // sqlx asks once more, on a connection of its own.
-            return Ok(options);
-        }
-    }
+    let server = secured(server, &options, authorities).await?;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     let port = listener.local_addr()?.port();
-    tokio::spawn(async move {
-        let (client, _) = listener.accept().await?;
-        client.set_nodelay(true)?;
+    let relay = tokio::spawn(async move {
         tokio::select! {
-            end = relay(client, server) => end,
+            end = relay(listener, server) => end,
             Err(_) = logged_in => Ok(()),
         }
     });
-    Ok(options.host("127.0.0.1").port(port).ssl_mode(PgSslMode::Disable))
+    Ok((options.host("127.0.0.1").port(port).ssl_mode(PgSslMode::Disable), relay))
 }
 
 /// Passes on what both sides say, until one of them ends.
-async fn relay(mut client: TcpStream, mut server: TcpStream) -> io::Result<()> {
+async fn relay(listener: TcpListener, server: Box<dyn Stream>) -> io::Result<()> {
+    let (mut client, _) = listener.accept().await?;
+    client.set_nodelay(true)?;
     let (mut from_client, to_client) = client.split();
-    let (from_server, mut to_server) = server.split();
+    let (from_server, mut to_server) = split(server);
     let said = AtomicU64::new(0);
     let questions = async {
         let mut buffer = Vec::with_capacity(8192);
         while from_client.read_buf(&mut buffer).await? > 0 {
             said.store(0, Relaxed);
-            to_server.write_all_buf(&mut &buffer[..]).await?;
+            to_server.write_all(&buffer).await?;
+            to_server.flush().await?;
             buffer.clear();
         }
         Ok(())
@@ -83,7 +83,7 @@ async fn relay(mut client: TcpStream, mut server: TcpStream) -> io::Result<()> {
 /// Passes on a server's messages. Each is a type, the length of the rest, and the rest (PostgreSQL,
 /// "Message Formats").
 async fn answers(
-    mut from: BufReader<ReadHalf<'_>>,
+    mut from: BufReader<ReadHalf<Box<dyn Stream>>>,
     mut to: BufWriter<WriteHalf<'_>>,
     said: &AtomicU64,
 ) -> io::Result<()> {

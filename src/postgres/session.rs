@@ -1,4 +1,4 @@
-//! A session's settings, and logging in.
+//! A session's settings, and logging in and out.
 
 use std::{
     fmt::Write as _,
@@ -9,13 +9,13 @@ use std::{
 };
 
 use futures_util::FutureExt;
-use sqlx::{ConnectOptions, PgConnection, postgres::PgConnectOptions};
+use sqlx::{ConnectOptions, Connection as _, PgConnection, postgres::PgConnectOptions};
 use tokio::{
     runtime::Handle,
     sync::{Semaphore, oneshot},
 };
 
-use super::relay::relayed;
+use super::relay::{Relay, relayed};
 use crate::error::Error;
 
 /// How long a login waits for one before it that was given up.
@@ -76,16 +76,20 @@ pub(super) fn index_scans_off(of_transaction: bool) -> String {
 /// it has computed.
 pub(super) async fn log_in(
     options: PgConnectOptions,
+    authorities: &[u8],
     slots: &Arc<Semaphore>,
-) -> Result<PgConnection, sqlx::Error> {
+) -> Result<(PgConnection, Relay), sqlx::Error> {
     let busy = || sqlx::Error::Protocol("an earlier login is still computing".to_owned());
     let slot = tokio::time::timeout(SLOT_TIMEOUT, Arc::clone(slots).acquire_owned()).await;
     let slot = slot.map_err(|_| busy())?;
     let (mut sender, receiver) = oneshot::channel();
     let (logged_in, relay) = oneshot::channel();
-    let runtime = Handle::current();
+    let (runtime, authorities) = (Handle::current(), authorities.to_vec());
     let login = async move {
-        let login = async { relayed(options, relay).await?.connect().await };
+        let login = async {
+            let (options, relay) = relayed(options, &authorities, relay).await?;
+            Ok((options.connect().await?, relay))
+        };
         let login = AssertUnwindSafe(login).catch_unwind();
         tokio::select! {
             session = login => drop(sender.send(session)),
@@ -101,6 +105,13 @@ pub(super) async fn log_in(
         }
         Ok(Err(_)) | Err(_) => Err(sqlx::Error::Protocol(PANICKED.to_owned())),
     }
+}
+
+/// Ends a session politely.
+pub(super) async fn log_out(session: PgConnection, relay: Relay) {
+    let _ = session.close().await;
+    // The server has yet to hear of it.
+    let _ = relay.await;
 }
 
 /// Takes a panic for a broken connection.

@@ -153,8 +153,13 @@ fn sigterm_closes_the_connection_politely() {
         let by = format!(" {application}: ");
         log.lines().filter(|line| line.contains(&by)).map(str::to_owned).collect::<Vec<_>>()
     };
-    for (application, is_polite) in [("polite", true), ("killed", false)] {
-        let function = start(&format!("{}?application_name={application}", database.url()));
+    for (application, sslmode, is_polite) in [
+        ("polite", "prefer", true),
+        ("polite without TLS", "disable", true),
+        ("killed", "prefer", false),
+    ] {
+        let parameters = format!("application_name={application}&sslmode={sslmode}");
+        let function = start(&format!("{}?{parameters}", database.url()));
         assert_eq!(ask(&function).0, 200);
         if is_polite {
             let (log, status) = function.terminate();

@@ -10,6 +10,7 @@ use crate::support::{
     database::{Database, cluster},
     function::{Function, ask, start},
     gateway::Gateway,
+    tls::Front,
 };
 
 /// Messages of a server that are none, each of which something in the client may not expect.
@@ -89,10 +90,26 @@ fn too_much() -> Vec<Says> {
 fn a_server_that_says_too_much_ends_no_process() {
     let database = block_on(Database::of_conformance("synapse-94"));
     let script = too_much();
-    for sslmode in ["disable", "prefer"] {
+    let tls = database.cluster.tls.as_deref();
+    let ca = database.cluster.ca.as_deref().unwrap_or_default();
+    for (sslmode, tls) in [
+        ("disable", None),
+        ("prefer", None),
+        // Where PostgreSQL was built without TLS, these have none either.
+        ("prefer", tls),
+        ("require", tls),
+        ("verify-full", tls),
+    ] {
+        if tls.is_none() && !matches!(sslmode, "disable" | "prefer") {
+            println!("this PostgreSQL was built without TLS");
+            continue;
+        }
         let url = backend::start(&database, script.clone());
-        let url = format!("{url}?sslmode={sslmode}");
-        let variables = [("DATABASE_URL", &*url)];
+        let url = match tls {
+            Some(tls) => Front::start(&url, tls, "server").url("localhost", sslmode),
+            None => format!("{url}?sslmode={sslmode}"),
+        };
+        let variables = [("DATABASE_URL", &*url), ("DATABASE_CA_FILE", ca)];
         let function = Function::start_by(&["prlimit", "--as=1073741824"], &variables);
         // One is said during init. A request that meets a login that still reads is told nothing.
         let mut refusals = 0;

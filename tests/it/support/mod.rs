@@ -19,6 +19,7 @@ pub mod proxy;
 pub mod reverse_proxy;
 pub mod server;
 pub mod snapshot;
+pub mod tls;
 
 use std::{
     future::Future,
