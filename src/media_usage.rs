@@ -5,7 +5,7 @@ use crate::{
     error::Error,
     invocation::Invocation,
     page::{Budget, Page, UserMedia},
-    postgres::{Connection, failure, or_nothing},
+    postgres::{Connection, failure, is_in_no_row},
     query::{Direction, MediaUsageQuery},
     read_ahead::{KeptAnswer, ReadAhead},
     statement::Shape,
@@ -55,6 +55,10 @@ pub fn kept_media_usage(
 /// the connection even where the budget ends the page earlier: the next request finds it idle,
 /// and no statement keeps running on the replica while the execution environment is frozen.
 ///
+/// The rows say how many of them there have to be, so that an answer that ends early is no shorter page.
+/// They repeat no number of the question, as [`Connection::lookup`]'s do: that lookup's answer has just
+/// come over the same connection, and answers come in order.
+///
 /// # Errors
 ///
 /// The `Database` errors of [`Error`], and [`Error::UserTooLarge`].
@@ -81,22 +85,30 @@ pub async fn media_usage(
         .fetch(&mut connection.session);
     let mut page = Page::new(query.from, query.limit, budget);
     let mut pushed = Ok(());
-    let mut total = 0;
-    while let Some(row) = or_nothing(rows.try_next().await)
-        .map_err(|error| failure("reading media statistics", &error))?
-    {
+    let (mut total, mut users) = (None, 0);
+    let failed = |error| failure("reading media statistics", &error);
+    while let Some(row) = match rows.try_next().await {
+        Err(error) if is_in_no_row(&error) => {
+            total = Some(0);
+            None
+        }
+        row => row.map_err(failed)?,
+    } {
         let (of_all, on_page, user_id, displayname, media_count, media_length): Row = row;
-        total = of_all;
+        total = Some(of_all);
         if let (Some(true), Some(media_count), Some(media_length)) =
             (on_page, media_count, media_length)
         {
             let user = UserMedia { user_id, displayname, media_count, media_length };
+            users += 1;
             pushed = pushed.and_then(|()| page.push(&user));
             if let Some(kept) = &mut kept {
-                kept.push(&user, total);
+                kept.push(&user, of_all);
             }
         }
     }
+    let is_whole = |total: &i64| users == total.saturating_sub(query.from).max(0).min(limit);
+    let total = total.filter(is_whole).ok_or(sqlx::Error::RowNotFound).map_err(failed)?;
     pushed?;
     let read_ahead = kept.as_ref().map(KeptAnswer::users);
     Ok((MediaUsage::new(page, total, Some(shape), read_ahead), kept))

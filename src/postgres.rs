@@ -1,6 +1,7 @@
 //! The connection: one an execution environment, opened during init, reopened when it broke.
 //! [`Connector::ask`] has its whole life.
 
+mod answer;
 mod failure;
 mod relay;
 mod session;
@@ -15,13 +16,12 @@ use std::{
 };
 
 use sqlx::{
-    ConnectOptions, PgConnection, Postgres, Row,
-    postgres::{PgArguments, PgConnectOptions, PgRow},
-    query::Query,
+    ConnectOptions, PgConnection, Row,
+    postgres::{PgConnectOptions, PgRow},
 };
 use tokio::sync::Semaphore;
 
-pub use self::failure::{failure, or_nothing};
+pub use self::failure::{failure, is_in_no_row};
 use self::{
     failure::{SET_POOLER, connecting, is_refused_password},
     relay::Relay,
@@ -118,7 +118,7 @@ pub struct Connection {
 impl Connector {
     /// A connector that has not connected yet.
     pub fn new(database: Database, statement_timeout: Duration) -> Self {
-        let marker = format!("s{:016x}", RandomState::new().build_hasher().finish());
+        let marker = format!("s{:016x}", random());
         Self {
             credentials: Credentials::new(&database.login),
             // They live as long as the process.
@@ -362,7 +362,7 @@ impl Connector {
                 let cancel = sqlx::query(&other.statements.cancel).bind(connection.pid);
                 other.row("cancelling a statement", cancel).await
             };
-            other.transact(&cancel).await?;
+            let _: (bool,) = other.transact(&cancel).await?;
             self.give_back(other);
             Ok(())
         };
@@ -425,44 +425,7 @@ impl Connection {
         self.end().await?;
         let missing = async |connection: &mut Self| connection.missing_grants(cause).await;
         let missing = self.transact(&missing).await?;
-        Ok([vec![cause.to_owned()], missing].concat().join("; "))
-    }
-
-    /// What the role or the database lacks, each a grant, a table or a column. The tables that not
-    /// every configuration reads count if the text `named` names them.
-    ///
-    /// # Errors
-    ///
-    /// As [`failure()`].
-    pub async fn missing_grants(&mut self, named: &str) -> Result<Vec<String>, Error> {
-        let missing = sqlx::query(&self.statements.missing_grants).bind(named).persistent(false);
-        let missing = missing.fetch_all(&mut self.session).await;
-        let missing = missing.map_err(|error| failure("looking for what is missing", &error))?;
-        Ok(missing.iter().filter_map(|row| row.try_get("missing").ok()).collect())
-    }
-
-    /// The row that a statement finds, or `None`, met while `doing` something.
-    ///
-    /// # Errors
-    ///
-    /// As [`failure()`]; [`Error::DatabaseUnavailable`] if a connection that was idle gives no answer
-    /// within a second.
-    pub async fn row(
-        &mut self,
-        doing: &str,
-        query: Query<'_, Postgres, PgArguments>,
-    ) -> Result<Option<PgRow>, Error> {
-        let row = query.persistent(self.keeps_statements()).fetch_optional(&mut self.session);
-        let row = in_time(self.answers_by, self.no_answer, row).await?;
-        let row = or_nothing(row).map_err(|error| failure(doing, &error))?;
-        self.answers_by = None;
-        Ok(row)
-    }
-
-    /// Whether a prepared statement is there when it is asked for again. Through a pooler the next
-    /// transaction has another session.
-    pub fn keeps_statements(&self) -> bool {
-        self.begin.is_none()
+        Ok([Some(cause.to_owned()), missing].into_iter().flatten().collect::<Vec<_>>().join("; "))
     }
 
     /// Reads what `sql/session.sql` says of the session, which is nobody else's only if the settings
@@ -496,6 +459,11 @@ impl Connection {
         }
         Ok(())
     }
+}
+
+/// A number that nobody can guess.
+fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
 }
 
 fn system_time(unix_ms: i64) -> SystemTime {

@@ -5,7 +5,6 @@
 //! homeserver about a token that is none. It reads no row of any user's.
 
 use serde_json::{Value, json};
-use sqlx::Row;
 use tracing::Level;
 
 use crate::{
@@ -87,24 +86,25 @@ impl Health {
 async fn ask(connection: &mut Connection, tables: &str) -> Result<Health, Error> {
     let indexes = sqlx::query(&connection.statements.missing_indexes);
     // First, because this is what an idle connection has to answer in time.
-    let indexes = connection.row("looking for missing indexes", indexes).await?;
-    let indexes = indexes.and_then(|row| row.try_get("missing_indexes").ok());
-    let missing = connection.missing_grants(tables).await?;
+    let (indexes,) = connection.row("looking for missing indexes", indexes).await?;
     Ok(Health {
-        cause: (!missing.is_empty()).then(|| missing.join("; ")),
-        missing_indexes: Some(indexes.unwrap_or_default()),
+        cause: connection.missing_grants(tables).await?,
+        missing_indexes: Some(Option::unwrap_or_default(indexes)),
         // Last, because nothing can be asked in a transaction in which this has failed.
-        replication_lag_ms: replication_lag_ms(connection).await,
+        replication_lag_ms: match replication_lag_ms(connection).await {
+            Err(error @ Error::DatabaseUnavailable(_)) => return Err(error),
+            lag => lag.unwrap_or_default(),
+        },
     })
 }
 
-async fn replication_lag_ms(connection: &mut Connection) -> Option<f64> {
+async fn replication_lag_ms(connection: &mut Connection) -> Result<Option<f64>, Error> {
     let (doing, statements) = ("asking for the replication lag", connection.statements);
-    let lag = sqlx::query(&statements.replication_lag);
-    let mut row = connection.row(doing, lag).await.ok()??;
-    if row.try_get("is_aurora").ok()? {
-        let lag = sqlx::query(&statements.aurora_lag);
-        row = connection.row(doing, lag).await.ok()??;
+    let query = sqlx::query(&statements.replication_lag);
+    let (is_aurora, mut lag) = connection.row(doing, query).await?;
+    if is_aurora {
+        let query = sqlx::query(&statements.aurora_lag);
+        (lag,) = connection.row(doing, query).await?;
     }
-    row.try_get("replication_lag_ms").ok()
+    Ok(lag)
 }

@@ -18,13 +18,14 @@ pub struct Statements {
     pub missing_indexes: String,
     /// Whether the indexes were built by another collation library, likewise; PostgreSQL 15 and later.
     pub collation: String,
-    /// The user of an access token; one parameter, the token.
+    /// The user of an access token; two parameters, the token and a number.
     pub access_token: String,
-    /// The same user by name; one parameter, the user id.
+    /// The same user by name; two parameters, the user id and a number.
     pub user: String,
-    /// When a user's account expires; one parameter, the user id.
+    /// When a user's account expires; two parameters, the user id and a number.
     pub account_validity: String,
-    /// Whether there are a user and a device; two parameters, the user id and the device id or null.
+    /// Whether there are a user and a device; three parameters, the user id, the device id or null, and a
+    /// number.
     pub device: String,
     /// What the role or the database lacks; one parameter, the server's message or names of tables.
     pub missing_grants: String,
@@ -175,8 +176,8 @@ mod tests {
     #[test]
     fn what_is_sent_is_what_the_file_prepares() {
         let statements = Statements::in_schema("public");
-        assert!(statements.user.starts_with("SELECT name,"), "{}", statements.user);
-        assert!(statements.user.ends_with("\n WHERE name = $1"), "{}", statements.user);
+        assert!(statements.user.starts_with("SELECT users.name,"), "{}", statements.user);
+        assert!(statements.user.ends_with("ON users.name = $1"), "{}", statements.user);
         let file = include_str!("sql/walk.sql");
         assert!(file.ends_with(&format!(" AS\n{};\n", statements.walk)));
         assert!(statements.page(Shape::Walk).starts_with("WITH RECURSIVE"));

@@ -1,12 +1,10 @@
 //! Tokens that Synapse keeps itself, in its tables `access_tokens` and `users`.
 
-use sqlx::FromRow;
-
 use super::{Admin, Claim, Verdict};
-use crate::{
-    error::Error,
-    postgres::{Connection, failure},
-};
+use crate::{error::Error, postgres::Connection};
+
+/// The columns of `sql/access_token.sql` and `sql/user.sql`.
+type User = (String, Option<i64>, bool, bool, bool);
 
 /// Whether the claim is an admin's.
 pub(super) async fn admin(
@@ -14,26 +12,24 @@ pub(super) async fn admin(
     claim: &Claim,
     account_validity: bool,
 ) -> Verdict {
-    let column = |error| failure("reading the user of an access token", &error);
     // The homeserver vouches for this login, so what the replica says against it is old. The sender
     // of an application service has no device, and its missing rights are no matter of age.
     let is_login = claim.owner.as_ref().is_some_and(|owner| owner.device_id.is_some());
     let refusal = |error, what| if is_login { Error::ReplicaBehind(what) } else { error };
     let user = if let Some(owner) = &claim.owner {
         let query = sqlx::query(&connection.statements.user).bind(&owner.user_id);
-        let user = connection.row("looking up a user", query).await?;
+        let user = connection.lookup("looking up a user", query).await?;
         user.ok_or_else(|| refusal(Error::NOT_AN_ADMIN, "it does not know the user"))?
     } else {
         let query = sqlx::query(&connection.statements.access_token).bind(claim.token.expose());
-        match connection.row("looking up an access token", query).await? {
+        match connection.lookup("looking up an access token", query).await? {
             Some(user) => user,
             // One of the last seconds, an application service's, or none at all.
             None if claim.may_ask => return Ok(None),
             None => return Err(Error::UNKNOWN_TOKEN),
         }
     };
-    let user: (String, Option<i64>, bool, bool, bool) = FromRow::from_row(&user).map_err(column)?;
-    let (user_id, valid_until_ms, is_locked, is_guest, is_admin) = user;
+    let (user_id, valid_until_ms, is_locked, is_guest, is_admin): User = user;
     if valid_until_ms.is_some_and(|valid_until_ms| valid_until_ms < claim.at.unix_ms) {
         return Err(Error::EXPIRED_TOKEN);
     }
@@ -48,11 +44,9 @@ pub(super) async fn admin(
     }
     if account_validity {
         let query = sqlx::query(&connection.statements.account_validity).bind(&user_id);
-        if let Some(account) = connection.row("looking up an account's validity", query).await? {
-            let (expiration_ts_ms,): (i64,) = FromRow::from_row(&account).map_err(column)?;
-            if expiration_ts_ms <= claim.at.unix_ms {
-                return Err(refusal(Error::ACCOUNT_EXPIRED, "it has the account expired"));
-            }
+        let account = connection.lookup("looking up an account's validity", query).await?;
+        if account.is_some_and(|(expiration_ts_ms,): (i64,)| expiration_ts_ms <= claim.at.unix_ms) {
+            return Err(refusal(Error::ACCOUNT_EXPIRED, "it has the account expired"));
         }
     }
     if is_guest {

@@ -8,7 +8,6 @@ use hyper::{
     header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue},
 };
 use ring::digest::{SHA256, digest};
-use sqlx::FromRow;
 use url::form_urlencoded;
 
 use super::{
@@ -22,7 +21,7 @@ use crate::{
     error::Error,
     hidden::Hidden,
     lock::lock,
-    postgres::{Connection, failure},
+    postgres::Connection,
 };
 
 /// Matrix Authentication Service.
@@ -195,15 +194,13 @@ async fn absent(
     device_id: Option<&str>,
 ) -> Result<Option<Error>, Error> {
     let query = sqlx::query(&connection.statements.device).bind(user_id).bind(device_id);
-    let found = connection.row("looking up a device", query).await?;
-    // A name that the database's encoding cannot write is nobody's.
-    let Some(found) = found else { return Ok(Some(Error::USER_NOT_FOUND)) };
-    let found = FromRow::from_row(&found).map_err(|error| failure("reading a device", &error));
-    let (user_is_known, device_is_known): (bool, bool) = found?;
-    if !user_is_known {
-        return Ok(Some(Error::USER_NOT_FOUND));
-    }
-    Ok((device_id.is_some() && !device_is_known).then_some(Error::TOKEN_NOT_ACTIVE))
+    Ok(match connection.lookup::<(bool, bool)>("looking up a device", query).await? {
+        // A name that the database's encoding cannot write is nobody's.
+        None | Some((false, _)) => Some(Error::USER_NOT_FOUND),
+        Some((true, device_is_known)) => {
+            (device_id.is_some() && !device_is_known).then_some(Error::TOKEN_NOT_ACTIVE)
+        }
+    })
 }
 
 fn key(token: &AccessToken) -> Vec<u8> {

@@ -33,6 +33,9 @@ pub fn failure(doing: &str, error: &sqlx::Error) -> Error {
             let remedy = remark("; ", tls_remedy(error));
             Error::DatabaseUnavailable(format!("{error} while {doing}{inner}{remedy}"))
         }
+        sqlx::Error::RowNotFound => Error::DatabaseUnavailable(format!(
+            "an answer that is not whole, or to another question, while {doing}"
+        )),
         // sqlx's other errors name columns and types, and never a value.
         _ => Error::DatabaseFailed(format!("{error} while {doing}")),
     }
@@ -61,18 +64,12 @@ fn remark(separator: &str, text: Option<&str>) -> String {
     text.map(|text| format!("{separator}{text}")).unwrap_or_default()
 }
 
-/// What a parameter finds that the database's encoding has no characters for: nothing, because no row
-/// has them either.
-///
-/// # Errors
-///
-/// Any other error.
-pub fn or_nothing<T>(found: Result<Option<T>, sqlx::Error>) -> Result<Option<T>, sqlx::Error> {
-    found.or_else(|error| {
-        let code = error.as_database_error().and_then(DatabaseError::code);
-        // untranslatable_character
-        if code.as_deref() == Some("22P05") { Ok(None) } else { Err(error) }
-    })
+/// Whether a parameter has a character that the database's encoding cannot write. Then no row has it
+/// either.
+pub fn is_in_no_row(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(DatabaseError::code);
+    // untranslatable_character
+    code.as_deref() == Some("22P05")
 }
 
 /// [`failure`] for what happens before there is a session: a pooler has codes of its own for what

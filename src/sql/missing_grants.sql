@@ -1,5 +1,4 @@
--- What the role or the database lacks of what the statements read: one line each, none if all is
--- well. Asked when a statement was refused, because the server's message names no column. role.sql
+-- What the role or the database lacks of what the statements read: one row, null if all is well. Asked when a statement was refused, because the server's message names no column. role.sql
 -- grants all of it.
 --
 -- $1 the server's message, or the probe's list of tables. access_tokens is not read with MAS_ENDPOINT, devices only then, and
@@ -45,9 +44,11 @@ WITH needed("table", "column") AS (
            END AS what,
            CASE WHEN has_usage AND attnum IS NOT NULL THEN "column" END AS "column"
       FROM found
+), named AS (
+    SELECT what || coalesce(' (' || string_agg("column", ', ' ORDER BY "column") || ')', '') AS missing
+      FROM missing
+     WHERE what IS NOT NULL
+     GROUP BY what
 )
-SELECT what || coalesce(' (' || string_agg("column", ', ' ORDER BY "column") || ')', '') AS missing
-  FROM missing
- WHERE what IS NOT NULL
- GROUP BY what
- ORDER BY what;
+SELECT string_agg(missing, '; ' ORDER BY missing) AS missing
+  FROM named;

@@ -2,15 +2,19 @@
 
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use synapse_media_usage::{config::Config, postgres::Connector};
 
 use crate::support::{
-    NOW_MS, block_on,
+    NOW_MS,
+    backend::{Repeats, Stutter},
+    block_on,
     cases::request,
     database::{Database, TRAP, cluster},
     function::{Function, ask, start},
     gateway::Gateway,
     proxy::{Proxy, round_trips},
+    read,
 };
 
 #[test]
@@ -122,6 +126,85 @@ fn the_session_has_the_settings_that_pay() {
             assert_eq!(shown, value, "{setting}");
         }
     });
+}
+
+/// The answers to some events in turn.
+fn answers<const N: usize>(function: &Function, events: &[String; N]) -> [Value; N] {
+    events.each_ref().map(|event| {
+        let mut answer = function.invoke(event.as_bytes()).unwrap();
+        if let Some(headers) = answer["headers"].as_object_mut() {
+            headers.remove("synapse-trace-id");
+        }
+        answer
+    })
+}
+
+#[test]
+fn an_answer_is_whole_and_to_its_question_or_asked_for_once_more() {
+    let database = block_on(Database::of_conformance("synapse-94"));
+    block_on(database.run("GRANT SELECT ON account_validity TO media_usage"));
+    let page = Gateway::HttpApi.event(&request(Some("limit=3"))).unwrap().to_string();
+    let events = [
+        page.clone(),
+        page.replace("syt_admin_ok", "syt_nosuch"),
+        page.clone(),
+        page.replace("syt_admin_ok", "syt_plain_user"),
+        page.replace("limit=3", "limit=3&from=90000"),
+    ];
+    for (repeats, pooler, least) in [
+        (Repeats::Ready, "false", 60),
+        (Repeats::Ready, "true", 60),
+        (Repeats::Answer, "false", 10),
+        (Repeats::Answer, "true", 10),
+    ] {
+        let server = Stutter::start(&database, repeats);
+        let function = Function::start(&[
+            ("DATABASE_URL", &server.url),
+            ("DATABASE_POOLER", pooler),
+            ("ACCOUNT_VALIDITY", "true"),
+        ]);
+        let expected = answers(&function, &events);
+        let statuses = expected.each_ref().map(|answer| answer["statusCode"].as_u64().unwrap());
+        assert_eq!(statuses, [200, 401, 200, 403, 200]);
+        let mut count = 0;
+        loop {
+            server.after(count);
+            for (answer, expected) in answers(&function, &events).iter().zip(&expected) {
+                // A row that is none of a page cannot be read.
+                let is_unreadable =
+                    matches!(repeats, Repeats::Answer) && answer["statusCode"] == 500;
+                assert!(
+                    is_unreadable || answer == expected,
+                    "{repeats:?} {pooler} {count}: {answer}"
+                );
+            }
+            if !server.has_stuttered() {
+                break;
+            }
+            count += 1;
+        }
+        assert!(count > least, "{repeats:?} {pooler}: {count}");
+        let log = function.stop();
+        assert!(log.contains("\"retries\":1") && !log.contains("\"retries\":2"), "{log}");
+    }
+}
+
+#[test]
+fn a_probe_is_not_healed_by_half_an_answer() {
+    let database = block_on(Database::of_conformance("synapse-94"));
+    block_on(database.run("REVOKE SELECT (displayname) ON profiles FROM media_usage"));
+    let server = Stutter::start(&database, Repeats::Ready);
+    let function = start(&server.url);
+    for messages in 0.. {
+        server.after(messages);
+        let [answer] = answers(&function, &[read("events/probe.json")]);
+        assert_eq!(answer["healthy"], false, "{messages}: {answer}");
+        if !server.has_stuttered() {
+            assert!(messages > 10, "{messages}");
+            break;
+        }
+    }
+    function.stop();
 }
 
 /// Makes reading users fail with an SQLSTATE of one's own.

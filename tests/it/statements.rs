@@ -358,7 +358,8 @@ fn every_statement_runs_on_every_schema() {
             let database = Database::of_conformance(schema).await;
             let mut session = database.session().await;
             let (mut runner, query) = (runner(), query());
-            sqlx::query(&STATEMENTS.access_token).bind("").fetch_all(&mut session).await.unwrap();
+            let token = sqlx::query(&STATEMENTS.access_token).bind("").bind(1_i64);
+            token.fetch_one(&mut session).await.unwrap();
             for kind in kinds() {
                 let query = kind.query(&mut runner, &query);
                 let expected = reference(&mut session, &query).await;
@@ -377,7 +378,7 @@ fn the_tables_may_live_in_another_schema() {
         let elsewhere = Statements::in_schema(ELSEWHERE);
         let (mut superuser, mut session) = (database.superuser().await, database.session().await);
         let (mut runner, query) = (runner(), query());
-        let token = |sql| sqlx::query_scalar::<_, String>(sql).bind("syt_admin_ok");
+        let token = |sql| sqlx::query_scalar::<_, String>(sql).bind("syt_admin_ok").bind(1_i64);
         let mut answers = Vec::new();
         for kind in kinds() {
             let query = kind.query(&mut runner, &query);
@@ -385,18 +386,15 @@ fn the_tables_may_live_in_another_schema() {
             answers.push((kind.shape, query, answer));
         }
         let missing = async |session: &mut PgConnection, statements: &'static Statements| {
-            sqlx::query_scalar::<_, String>(&statements.missing_grants)
-                .bind("access_tokens")
-                .fetch_all(session)
-                .await
-                .unwrap()
+            let hints = sqlx::query_scalar::<_, Option<String>>(&statements.missing_grants);
+            hints.bind("access_tokens").fetch_one(session).await.unwrap().unwrap_or_default()
         };
         let elsewhere: &'static Statements = Box::leak(Box::new(elsewhere));
         let hints = missing(&mut session, elsewhere).await;
-        assert_eq!(hints.len(), 4, "{hints:?}");
+        assert_eq!(hints.matches("there is no table").count(), 4, "{hints}");
         let hint = "there is no table users in schema Synapse_2; \
                     schema public has one: if it is Synapse's, set DATABASE_SCHEMA";
-        assert!(hints.iter().any(|it| it == hint), "{hints:?}");
+        assert!(hints.contains(hint), "{hints}");
 
         let tables = "users access_tokens profiles local_media_repository devices account_validity";
         let moved =
@@ -405,11 +403,11 @@ fn the_tables_may_live_in_another_schema() {
             });
         sqlx::raw_sql(&moved).execute(&mut superuser).await.unwrap();
         let hints = missing(&mut session, elsewhere).await;
-        assert_eq!(hints, ["the role lacks USAGE ON SCHEMA Synapse_2"]);
+        assert_eq!(hints, "the role lacks USAGE ON SCHEMA Synapse_2");
         let hints = missing(&mut session, &STATEMENTS).await;
         let hint = "there is no table users in schema public; \
                     schema Synapse_2 has one: if it is Synapse's, set DATABASE_SCHEMA";
-        assert!(hints.iter().any(|it| it == hint), "{hints:?}");
+        assert!(hints.contains(hint), "{hints}");
 
         // Not even without that right is the first question refused.
         let is_small = async |session: &mut PgConnection| {
@@ -420,7 +418,7 @@ fn the_tables_may_live_in_another_schema() {
         let usage = format!("GRANT USAGE ON SCHEMA \"{ELSEWHERE}\" TO media_usage");
         sqlx::raw_sql(&usage).execute(&mut superuser).await.unwrap();
         assert!(is_small(&mut session).await);
-        assert!(missing(&mut session, elsewhere).await.is_empty());
+        assert_eq!(missing(&mut session, elsewhere).await, "");
         let name = token(&elsewhere.access_token).fetch_one(&mut session).await.unwrap();
         assert_eq!(name, "@admin:example.com");
         assert!(token(&STATEMENTS.access_token).fetch_one(&mut session).await.is_err());

@@ -72,10 +72,16 @@ fn texts() -> Vec<Text> {
         text("missing_indexes", missing_indexes, "", &[""], true),
         text("collation", collation, "", &[""], true),
         text("cancel", cancel, "pg_catalog.int4", &["0"], true),
-        text("access_token", access_token, TEXT, &["'syt_admin_ok'", "'syt_nosuch'"], false),
-        text("user", user, TEXT, &["'@admin:example.com'"], false),
-        text("account_validity", account_validity, TEXT, &["'@admin:example.com'"], false),
-        text("device", device, TEXT_TEXT, &["'@admin:example.com', 'DEV'"], false),
+        text(
+            "access_token",
+            access_token,
+            TEXT_INT8,
+            &["'syt_admin_ok', 1", "'syt_nosuch', 1"],
+            false,
+        ),
+        text("user", user, TEXT_INT8, &["'@admin:example.com', 1"], false),
+        text("account_validity", account_validity, TEXT_INT8, &["'@admin:example.com', 1"], false),
+        text("device", device, TEXT_TEXT_INT8, &["'@admin:example.com', 'DEV', 1"], false),
         text("missing_grants", missing_grants, TEXT, &["'devices, account_validity'"], false),
         text("replication_lag", replication_lag, "", &[""], false),
         text("aurora_lag", aurora_lag, "", &[""], false),
@@ -87,7 +93,8 @@ fn texts() -> Vec<Text> {
 }
 
 const TEXT: &str = "pg_catalog.text";
-const TEXT_TEXT: &str = "pg_catalog.text, pg_catalog.text";
+const TEXT_INT8: &str = "pg_catalog.text, pg_catalog.int8";
+const TEXT_TEXT_INT8: &str = "pg_catalog.text, pg_catalog.text, pg_catalog.int8";
 const PAGE: &str = "pg_catalog.int8, pg_catalog.int8, pg_catalog.int8, pg_catalog.int8, \
                     pg_catalog.text, pg_catalog.text, pg_catalog.bool";
 

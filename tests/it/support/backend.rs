@@ -4,7 +4,10 @@
 use std::{
     io::{self, Read, Write},
     net::{TcpListener, TcpStream},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicI64, Ordering},
+    },
     thread,
 };
 
@@ -110,13 +113,90 @@ fn read_body(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
     Ok(body)
 }
 
-fn pass_on(client: TcpStream, server: TcpStream) {
-    let copy = |mut from: TcpStream, mut to: TcpStream| {
+/// What a server says once too often.
+#[derive(Debug, Clone, Copy)]
+pub enum Repeats {
+    /// `ReadyForQuery`, behind any of its messages.
+    Ready,
+    /// All of an answer.
+    Answer,
+}
+
+/// A server that says something once too often.
+pub struct Stutter {
+    /// The function's URL for it.
+    pub url: String,
+    to_go: Arc<AtomicI64>,
+}
+
+impl Stutter {
+    /// One that does not yet.
+    pub fn start(database: &Database, repeats: Repeats) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = database.cluster.port;
+        let url = database.url().replace(&format!(":{server}/"), &format!(":{port}/"));
+        let url = format!("{url}?sslmode=disable");
+        let to_go = Arc::new(AtomicI64::new(-1));
+        let shared = Arc::clone(&to_go);
         thread::spawn(move || {
-            let _ = io::copy(&mut from, &mut to);
-            let _ = to.shutdown(std::net::Shutdown::Write);
-        })
-    };
+            for client in listener.incoming() {
+                let (client, to_go) = (client.unwrap(), Arc::clone(&shared));
+                let server = TcpStream::connect(("127.0.0.1", server)).unwrap();
+                client.set_nodelay(true).unwrap();
+                server.set_nodelay(true).unwrap();
+                copy(client.try_clone().unwrap(), server.try_clone().unwrap());
+                thread::spawn(move || stutter(server, client, repeats, &to_go));
+            }
+        });
+        Self { url, to_go }
+    }
+
+    /// Has it do so behind so many more of its messages or answers.
+    pub fn after(&self, count: i64) {
+        self.to_go.store(count, Ordering::SeqCst);
+    }
+
+    /// Whether it has since.
+    pub fn has_stuttered(&self) -> bool {
+        self.to_go.load(Ordering::SeqCst) < 0
+    }
+}
+
+fn stutter(
+    mut server: TcpStream,
+    mut client: TcpStream,
+    repeats: Repeats,
+    to_go: &AtomicI64,
+) -> io::Result<()> {
+    let mut answer = Vec::new();
+    loop {
+        let mut kind = [0];
+        if server.read(&mut kind)? == 0 {
+            return client.shutdown(std::net::Shutdown::Write);
+        }
+        let said = message(kind[0], &read_body(&mut server)?);
+        client.write_all(&said)?;
+        answer.extend(said);
+        let counts = kind == *b"Z" || matches!(repeats, Repeats::Ready);
+        if counts && to_go.fetch_sub(1, Ordering::SeqCst) == 0 {
+            let ready = message(b'Z', b"I");
+            client.write_all(if let Repeats::Answer = repeats { &answer } else { &ready })?;
+        }
+        if kind == *b"Z" {
+            answer.clear();
+        }
+    }
+}
+
+fn copy(mut from: TcpStream, mut to: TcpStream) {
+    thread::spawn(move || {
+        let _ = io::copy(&mut from, &mut to);
+        let _ = to.shutdown(std::net::Shutdown::Write);
+    });
+}
+
+fn pass_on(client: TcpStream, server: TcpStream) {
     copy(client.try_clone().unwrap(), server.try_clone().unwrap());
     copy(server, client);
 }
