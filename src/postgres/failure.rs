@@ -24,6 +24,7 @@ pub fn failure(doing: &str, error: &sqlx::Error) -> Error {
         sqlx::Error::Database(refusal) => {
             let code = refusal.code().unwrap_or_default();
             let message = quotes_no_data(&code).then(|| refusal.message());
+            let message = message.or_else(|| untranslatable(&**refusal));
             refused(doing, &**refusal, message, remedy(&code))
         }
         // A server, or what stands before it, that breaks off in mid-sentence is one that restarts.
@@ -67,9 +68,18 @@ fn remark(separator: &str, text: Option<&str>) -> String {
 /// Whether a parameter has a character that the database's encoding cannot write. Then no row has it
 /// either.
 pub fn is_in_no_row(error: &sqlx::Error) -> bool {
-    let code = error.as_database_error().and_then(DatabaseError::code);
-    // untranslatable_character
-    code.as_deref() == Some("22P05")
+    // The client's encoding, so that the character is not a row's.
+    error.as_database_error().and_then(untranslatable) == Some("UTF8")
+}
+
+/// The encoding of a character that another encoding lacks. In each of PostgreSQL's languages the
+/// message names it before the other, and writes nothing else in capitals.
+fn untranslatable(refusal: &dyn DatabaseError) -> Option<&str> {
+    let is_code = refusal.code().is_some_and(|code| code == "22P05");
+    let is_encoding =
+        |word: &&str| word.get(..2).is_some_and(|it| it.bytes().all(|c| c.is_ascii_uppercase()));
+    let mut words = refusal.message().split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    words.find(is_encoding).filter(|_| is_code)
 }
 
 /// [`failure`] for what happens before there is a session: a pooler has codes of its own for what
@@ -146,6 +156,7 @@ fn quotes_no_data(code: &str) -> bool {
 /// What to do about an SQLSTATE.
 fn remedy(code: &str) -> Option<&'static str> {
     Some(match code {
+        "22P05" => "a row has a byte that is no character of the database's encoding, named here",
         "22021" => "a row is not UTF-8, as a database in SQL_ASCII allows",
         "26000" | "42P05" => SET_POOLER,
         "28P01" => "password authentication failed: the role's name or its password is wrong",
@@ -191,4 +202,73 @@ fn tls_remedy(error: &sqlx::Error) -> Option<&'static str> {
         }
         _ => "the server needs a certificate that an authority has issued for it",
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{borrow::Cow, error, fmt};
+
+    #[derive(Debug)]
+    struct Untranslatable(String);
+
+    impl fmt::Display for Untranslatable {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(&self.0)
+        }
+    }
+
+    impl error::Error for Untranslatable {}
+
+    impl DatabaseError for Untranslatable {
+        fn message(&self) -> &str {
+            &self.0
+        }
+
+        fn code(&self) -> Option<Cow<'_, str>> {
+            Some("22P05".into())
+        }
+
+        fn as_error(&self) -> &(dyn error::Error + Send + Sync + 'static) {
+            self
+        }
+
+        fn as_error_mut(&mut self) -> &mut (dyn error::Error + Send + Sync + 'static) {
+            self
+        }
+
+        fn into_error(self: Box<Self>) -> Box<dyn error::Error + Send + Sync + 'static> {
+            self
+        }
+
+        fn kind(&self) -> sqlx::error::ErrorKind {
+            sqlx::error::ErrorKind::Other
+        }
+    }
+
+    #[test]
+    fn a_parameter_is_told_from_a_row_in_the_server_s_language() {
+        for message in [
+            "character with byte sequence 0x81 in encoding \"A\" has no equivalent in encoding \"B\"",
+            "Zeichen mit Byte-Folge 0x81 in Kodierung »A« hat keine Entsprechung in Kodierung »B«",
+            "le caractère dont la séquence d'octets est 0x81 dans l'encodage « A » n'a pas\n\
+             d'équivalent dans l'encodage « B »",
+            "符号化方式\"A\"においてバイト列0x81である文字は符号化方式\"B\"で等価な文字を持ちません",
+            "0x81 바이트로 조합된 문자(인코딩: \"A\")와 대응되는 문자 코드가 \"B\" 인코딩에는 없습니다",
+            "编码\"A\"的字符0x0x81在编码\"B\"没有相对应值",
+        ] {
+            let error = |from, to| {
+                let (first, rest) = message.split_once(['"', '»', '«']).unwrap();
+                let rest = rest.replacen('A', from, 1);
+                let (middle, last) = rest.rsplit_once('B').unwrap();
+                let message = format!("{first}\"{middle}{to}{last}");
+                sqlx::Error::Database(Box::new(Untranslatable(message)))
+            };
+            assert!(is_in_no_row(&error("UTF8", "WIN1252")), "{message}");
+            let row = error("WIN1252", "UTF8");
+            assert!(!is_in_no_row(&row), "{message}");
+            let cause = failure("reading", &row).cause().unwrap().into_owned();
+            assert!(cause.contains("22P05 while reading: WIN1252; a row has"), "{cause}");
+        }
+    }
 }

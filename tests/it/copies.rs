@@ -155,6 +155,24 @@ fn what_the_encoding_cannot_write_finds_nobody() {
     let log = function.stop();
     assert!(!log.contains("ERROR") && !log.contains("\"retries\":1"), "{log}");
 
+    // A row that the encoding can keep and nobody can read is no reason to leave it out.
+    let database = in_encoding("WIN1252");
+    let function = start(&database.url());
+    assert_eq!(page(&function, "search_term=%F0%9F%98%80").1["total"], 0);
+    for sql in [
+        "UPDATE profiles SET displayname = chr(129) || displayname",
+        "UPDATE users SET name = '@admin' || chr(129) || ':example.com';
+         UPDATE access_tokens SET user_id = (SELECT name FROM users)",
+    ] {
+        block_on(database.run(sql));
+        for query in ["limit=1000", "search_term=%C3%BC"] {
+            assert_eq!(page(&function, query).0, 500, "{sql} {query}");
+        }
+    }
+    let log = function.stop();
+    let named = "22P05 while reading media statistics: WIN1252; a row has a byte";
+    assert!(log.contains(named) && log.contains("an access token: WIN1252"), "{log}");
+
     let database = in_encoding("SQL_ASCII");
     let function = start(&database.url());
     assert_eq!(page(&function, "limit=1").0, 200);
