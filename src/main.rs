@@ -2,7 +2,7 @@
 
 use std::{
     convert::Infallible,
-    panic::AssertUnwindSafe,
+    panic::{self, AssertUnwindSafe},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -23,11 +23,14 @@ async fn main() -> Result<(), lambda_runtime::Error> {
     // Init is the time to connect: the first request finds the connection open.
     service.connect(unix_time_ms()).await;
     // A courtesy to the server. It takes one of the ten extensions that a function may have, and
-    // panics where there is none left.
+    // panics where there is none left, so that the WARN is all there is to log.
+    let log_panic = panic::take_hook();
+    panic::set_hook(Box::new(|_| ()));
     let shutdown = lambda_runtime::spawn_graceful_shutdown_handler(|| service.close());
     if AssertUnwindSafe(shutdown).catch_unwind().await.is_err() {
         tracing::warn!("no shutdown hook: connections end without a goodbye");
     }
+    panic::set_hook(log_panic);
     lambda_runtime::run(service_fn(|event: LambdaEvent<Event>| async move {
         let unix_ms = unix_time_ms();
         // `cargo lambda watch` sends deadlines in the past. Treat those as no deadline.

@@ -206,6 +206,7 @@ fn a_function_without_a_shutdown_hook_answers() {
     let warning = log.lines().find(|line| line.contains("no shutdown hook"));
     let warning: Value = serde_json::from_str(warning.unwrap()).unwrap();
     assert_eq!(warning["level"], "WARN");
+    assert!(!log.contains("panicked") && !log.contains("ERROR"), "{log}");
 }
 
 #[test]
