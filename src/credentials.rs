@@ -210,6 +210,8 @@ mod tests {
             let problem = "field `username` of the secret must be a name that SASLprep permits, without line breaks and tabs";
             assert_eq!(given(&secret), Err(problem.to_owned()), "{username}");
         }
+        let problem = "field `username` of the secret must be a name without a comma";
+        assert_eq!(given(r#"{"username":"a,b","password":"p"}"#), Err(problem.to_owned()));
         for username in ["media_usage", "médiä", "a b", "u@tenant", "O'Neill \\\"x\\\""] {
             assert!(given(&format!(r#"{{"username":"{username}","password":"p"}}"#)).is_ok());
         }

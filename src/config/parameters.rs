@@ -20,6 +20,8 @@ pub fn check(kind: &str, value: &str) -> Result<(), String> {
     let (is_right, must) = match kind {
         _ if value.contains(['\0', '\u{fffd}']) => (false, "UTF-8 without NUL"),
         "text" => (true, ""),
+        // It separates SCRAM's attributes (RFC 5802), and sqlx does not escape it.
+        "user" if value.contains(',') => (false, "a name without a comma"),
         "user" => (is_user(value), "a name that SASLprep permits, without line breaks and tabs"),
         "host" => (is_host(value), "one host name, IP address or directory that starts with /"),
         "address" => (value.parse::<IpAddr>().is_ok(), "an IP address"),
