@@ -191,6 +191,7 @@ fn exactly_the_user_names_are_refused_that_sqlx_fails_at() {
         "u@tenant",
         "a=b",
         "a,b",
+        "a\u{ff0c}b",
         "💾",
         "\u{338}",
         "u\n",
