@@ -424,6 +424,22 @@ mod tests {
     }
 
     #[test]
+    fn a_page_of_another_question_is_not_from_memory() {
+        for other in ["dir=b", "order_by=media_count", "from_ts=1", "until_ts=5", "search_term=x"] {
+            for (kept, asked) in [("", other), (other, "")] {
+                let mut walker = Walker::new(60, [10, 40], 100, 1);
+                for from in [0, 5] {
+                    walker.step_on(kept, from, 5);
+                }
+                walker.step_on(asked, 10, 5);
+                assert_eq!(walker.statements, 3, "{kept:?} {asked:?}");
+                walker.step_on(kept, 10, 5);
+                assert_eq!(walker.statements, 3, "{kept:?} {asked:?}");
+            }
+        }
+    }
+
+    #[test]
     fn the_newest_snapshot_counts_and_a_first_page_is_newer_than_all_before() {
         let mut walker = Walker::new(60, [10, 40], 30, 1);
         let mut ms = 0;

@@ -34,7 +34,7 @@ pub const PATH: &str = "/_synapse/admin/v1/statistics/users/media";
 pub struct Service {
     /// `None` if the configuration is wrong.
     backends: Option<Backends>,
-    /// Whether a request has been answered.
+    /// Whether an invocation has been answered.
     is_warm: AtomicBool,
 }
 
@@ -52,8 +52,8 @@ struct Asking<'a> {
     /// How large the body may be.
     budget: Budget,
     at: &'a Invocation,
-    /// How many users to read for the pages to come. The first statement to take it reads ahead,
-    /// and not that of a connector that asks again.
+    /// How many users to read for the pages to come. A page statement takes it, so that one that is
+    /// asked again reads its own page alone.
     step: Cell<Option<i64>>,
     /// The user whose rights counted, once that is known.
     requester: &'a Cell<Option<String>>,
