@@ -42,6 +42,8 @@ impl Client {
         let client = legacy::Client::builder(TokioExecutor::new())
             // A connection that is kept can die unnoticed while the execution environment is frozen.
             .pool_max_idle_per_host(0)
+            // hyper takes all interim answers out of the buffer before it lets a timer run.
+            .http1_max_buf_size(32 * 1024)
             .build(connector);
         Self { client, url: format!("{}{path}", base.as_str().trim_end_matches('/')) }
     }

@@ -586,6 +586,21 @@ fn many_tokens_fill_no_memory() {
 }
 
 #[test]
+fn interim_answers_without_an_end_are_given_up() {
+    let database = block_on(database("synapse-94"));
+    let homeserver = Homeserver::start();
+    let function = Variables::of(&database).homeserver(&homeserver).function();
+    for status in [100, 103] {
+        homeserver.answers(Reply::EndlessInterim(status));
+        let start = Instant::now();
+        assert_eq!(ask_function(&function, &case("some_token")).status, 503, "{status}");
+        assert!(start.elapsed() < IN_VAIN, "{status}: {:?}", start.elapsed());
+        assert_eq!(ask_function(&function, &case("syt_admin_ok")).status, 200, "{status}");
+    }
+    function.stop();
+}
+
+#[test]
 fn endless_answers_fill_no_memory() {
     let database = block_on(database("synapse-94"));
     let (mas, homeserver) = (Mas::start(), Homeserver::start());

@@ -109,6 +109,8 @@ pub enum Reply {
     Bytes(Vec<u8>),
     /// A body that has no end.
     Endless(u16),
+    /// Interim answers of this status without an end, and never a final one.
+    EndlessInterim(u16),
     /// Not a word, until the client gives up.
     Never,
     /// The connection is reset.
@@ -288,6 +290,11 @@ fn serve<S: Read + Write>(
                 if stream.write_all(&answer.bytes(has_body)).is_ok() {
                     while stream.write_all(&[b' '; 16 * 1024]).is_ok() {}
                 }
+                return Ok(());
+            }
+            Reply::EndlessInterim(status) => {
+                let many = format!("HTTP/1.1 {status} Whatever\r\n\r\n").repeat(1000);
+                while stream.write_all(many.as_bytes()).is_ok() {}
                 return Ok(());
             }
             Reply::Never => {
