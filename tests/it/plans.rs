@@ -124,6 +124,35 @@ fn every_statement_keeps_the_promises_of_its_header() {
 }
 
 #[test]
+fn each_lookup_goes_by_unique_indexes() {
+    block_on(async {
+        let database = Database::of_conformance("synapse-94").await;
+        database.run("GRANT SELECT ON devices, account_validity TO media_usage").await;
+        let mut session = database.session().await;
+        // There are too few rows for an index to pay.
+        sqlx::raw_sql("SET enable_seqscan = off").execute(&mut session).await.unwrap();
+        for (sql, parameters, indexes) in [
+            (&STATEMENTS.access_token, 1, &["access_tokens_token_key", "users_name_key"][..]),
+            (&STATEMENTS.user, 1, &["users_name_key"]),
+            (&STATEMENTS.account_validity, 1, &["account_validity_pkey"]),
+            (&STATEMENTS.device, 2, &["users_name_key", "device_uniqueness"]),
+        ] {
+            let explain = format!("EXPLAIN {sql}");
+            let texts = std::iter::repeat_n("syt_admin_ok", parameters);
+            let mut explain = sqlx::query_scalar::<_, String>(&explain);
+            for text in texts {
+                explain = explain.bind(text);
+            }
+            let plan = explain.bind(1_i64).fetch_all(&mut session).await.unwrap().join("\n");
+            assert!(!plan.contains("Seq Scan"), "{plan}");
+            for index in indexes {
+                assert!(plan.contains(index), "{index}: {plan}");
+            }
+        }
+    });
+}
+
+#[test]
 fn the_optional_indexes_are_used_as_soon_as_they_are_there() {
     block_on(async {
         let database = database().await;
