@@ -107,7 +107,8 @@ pub async fn media_usage(
             }
         }
     }
-    let is_whole = |total: &i64| users == total.saturating_sub(query.from).max(0).min(limit);
+    // More, where `profiles` has several rows of a user and the total does not.
+    let is_whole = |total: &i64| users >= total.saturating_sub(query.from).min(limit);
     let total = total.filter(is_whole).ok_or(sqlx::Error::RowNotFound).map_err(failed)?;
     pushed?;
     let read_ahead = kept.as_ref().map(KeptAnswer::users);

@@ -208,8 +208,9 @@ impl Connector {
         }
         match (answer, held) {
             (Err(Error::DatabaseFailed(cause)), Some(connection)) => {
-                let cause = unwinding(connection.explain(&cause)).await.unwrap_or(cause);
-                Err(Error::DatabaseFailed(cause))
+                let explained = unwinding(connection.explain(&cause));
+                let explained = tokio::time::timeout(SIGN_OF_LIFE, explained).await;
+                Err(Error::DatabaseFailed(explained.ok().and_then(Result::ok).unwrap_or(cause)))
             }
             (answer, _) => answer,
         }

@@ -674,6 +674,24 @@ mod tests {
     }
 
     #[test]
+    fn a_file_of_authorities_has_certificates_and_nothing_else() {
+        let file = std::env::temp_dir().join(format!("authorities-{}", std::process::id()));
+        let path = file.to_str().unwrap();
+        let url = ("DATABASE_URL", "postgres://u:p@h/d");
+        for text in [
+            "",
+            "hunter2",
+            "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+            "-----BEGIN CERTIFICATE-----\nAAAA\n",
+        ] {
+            std::fs::write(&file, text).unwrap();
+            let problem = "DATABASE_CA_FILE must be a PEM file of certificates";
+            assert_eq!(problems(&[url, ("DATABASE_CA_FILE", path)]), [problem], "{text}");
+        }
+        std::fs::remove_file(&file).unwrap();
+    }
+
+    #[test]
     fn debug_shows_no_secret() {
         let file = concat!(env!("CARGO_MANIFEST_DIR"), "/src/rds_roots.pem");
         let url = ("DATABASE_URL", "postgres://u:hunter2@h/d?application_name=hunter2");

@@ -2,7 +2,10 @@
 
 use std::{fs, net::IpAddr};
 
-use rustls::pki_types::{CertificateDer, pem::PemObject};
+use rustls::{
+    RootCertStore,
+    pki_types::{CertificateDer, pem::PemObject},
+};
 
 /// What may be the value of a parameter of libpq 14 to 18: a kind for [`check`], or the values that
 /// ask for no more than the function does.
@@ -64,7 +67,8 @@ fn sets_search_path(options: &str) -> bool {
 pub(super) fn certificates(path: &str) -> Result<Vec<u8>, String> {
     let must = "must be a PEM file of certificates";
     let pem = fs::read(path).map_err(|error| format!("{must}: {error}"))?;
-    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
-    let is_right = certificates.is_ok_and(|certificates| !certificates.is_empty());
-    if is_right { Ok(pem) } else { Err(must.to_owned()) }
+    let mut roots = RootCertStore::empty();
+    let is_root = |it: Result<_, _>| it.is_ok_and(|certificate| roots.add(certificate).is_ok());
+    let are_roots = CertificateDer::pem_slice_iter(&pem).all(is_root);
+    if are_roots && !roots.is_empty() { Ok(pem) } else { Err(must.to_owned()) }
 }

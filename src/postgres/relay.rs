@@ -41,7 +41,7 @@ pub(super) async fn relayed(
     logged_in: oneshot::Receiver<()>,
 ) -> Result<(PgConnectOptions, Relay), sqlx::Error> {
     if options.get_socket().is_some() || options.get_host().starts_with('/') {
-        return Ok((options, tokio::spawn(async { Ok(()) })));
+        return Ok((options.ssl_mode(PgSslMode::Disable), tokio::spawn(async { Ok(()) })));
     }
     let server = TcpStream::connect((options.get_host(), options.get_port())).await?;
     server.set_nodelay(true)?;
@@ -60,6 +60,7 @@ pub(super) async fn relayed(
 /// Passes on what both sides say, until one of them ends.
 async fn relay(listener: TcpListener, server: Box<dyn Stream>) -> io::Result<()> {
     let (mut client, _) = listener.accept().await?;
+    drop(listener);
     client.set_nodelay(true)?;
     let (mut from_client, to_client) = client.split();
     let (from_server, mut to_server) = split(server);
@@ -90,7 +91,8 @@ async fn answers(
     loop {
         let (kind, length) = (from.read_u8().await?, from.read_u32().await?);
         if said.fetch_add(1 + u64::from(length), Relaxed) + u64::from(length) > LONGEST_ANSWER {
-            tracing::warn!("the server's answer is longer than any of PostgreSQL's could be");
+            tracing::warn!("the server's answer is longer than any that is asked for");
+            to.flush().await?;
             return Err(io::ErrorKind::InvalidData.into());
         }
         to.write_u8(kind).await?;
@@ -100,13 +102,14 @@ async fn answers(
             let bytes = from.fill_buf().await?;
             let length = bytes.len().min(rest);
             if length == 0 {
-                return Ok(());
+                return to.flush().await;
             }
             to.write_all(&bytes[..length]).await?;
             from.consume(length);
             rest -= length;
         }
-        if from.buffer().is_empty() {
+        // The next one may be long in coming.
+        if from.buffer().len() < 5 {
             to.flush().await?;
         }
     }

@@ -112,7 +112,8 @@ fn variables_of_libpq_stand_in_for_what_the_url_leaves_out() {
         (&in_url, [&place[..2], &name].concat()),
         (
             &format!(
-                "postgres://media_usage@/{}?host={}&port={port}",
+                // As for libpq, no sslmode matters there.
+                "postgres://media_usage@/{}?host={}&port={port}&sslmode=require",
                 database.name, database.cluster.socket_dir
             ),
             vec![login[1], name[0]],

@@ -193,3 +193,26 @@ fn what_the_encoding_cannot_write_finds_nobody() {
     let log = function.stop();
     assert!(log.contains("a row is not UTF-8, as a database in SQL_ASCII allows"), "{log}");
 }
+
+#[test]
+fn a_user_with_two_profiles_ends_no_walk() {
+    let database = block_on(async {
+        let database = Database::of_conformance("synapse-94").await.enlarge().await;
+        let twice = "DROP INDEX profiles_full_user_id_key;
+                     INSERT INTO profiles (user_id, displayname, full_user_id)
+                     SELECT user_id || ' once more', 'Another', full_user_id FROM profiles LIMIT 1";
+        database.run(twice).await;
+        database
+    });
+    let function = start(&database.url());
+    for order_by in ["user_id", "displayname", "media_count", "media_length"] {
+        for limit in [10, 1000] {
+            for from in [0, 60] {
+                let query = format!("order_by={order_by}&limit={limit}&from={from}");
+                let (status, body) = page(&function, &query);
+                assert_eq!(status, 200, "{query}: {body}");
+            }
+        }
+    }
+    function.stop();
+}
