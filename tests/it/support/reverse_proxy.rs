@@ -1,7 +1,7 @@
 //! The servers that `docs/` has configurations of, between a homeserver and an API of API Gateway.
 
 use std::{
-    fs,
+    fs, iter,
     net::{Ipv4Addr, UdpSocket},
     process::{Command, Stdio},
     sync::{Arc, Mutex, OnceLock},
@@ -108,10 +108,16 @@ impl Surroundings {
     /// `change` makes of it.
     pub fn proxy(&self, proxy: Proxy, change: impl Fn(String) -> String) -> Running {
         // Held, so that nobody else gets the port; the proxy may listen on it, because nobody does.
-        let port = TcpSocket::new_v4().unwrap();
-        port.set_reuseaddr(true).unwrap();
-        port.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
-        let number = port.local_addr().unwrap().port();
+        // Caddy takes the one of UDP too, for HTTP/3.
+        let (port, number) = iter::repeat_with(|| {
+            let port = TcpSocket::new_v4().unwrap();
+            port.set_reuseaddr(true).unwrap();
+            port.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+            let number = port.local_addr().unwrap().port();
+            (port, number)
+        })
+        .find(|(_, number)| UdpSocket::bind((Ipv4Addr::LOCALHOST, *number)).is_ok())
+        .unwrap();
 
         let api = self.api.server.port;
         let homeserver = format!("127.0.0.1:{}", self.homeserver.port);
