@@ -37,10 +37,15 @@ impl Health {
             connector.check_credentials(at.unix_ms).await?;
             connector.ask(at, question).await.answer
         };
-        let (database, servers) = futures_util::join!(database, authenticator.check(at));
+        let check = Box::pin(async { futures_util::join!(database, authenticator.check(at)) });
+        let Ok((database, servers)) = tokio::time::timeout(at.last_time_limit(), check).await
+        else {
+            let cause = Some("the invocation's time ran out".to_owned());
+            return Self { cause, missing_indexes: None, replication_lag_ms: None };
+        };
         let found = database.unwrap_or_else(|error| Self::failed(&error));
-        let causes = [found.cause, servers.err().and_then(|error| Self::failed(&error).cause)];
-        let causes: Vec<_> = causes.into_iter().flatten().collect();
+        let of_servers = servers.into_iter().filter_map(|it| Self::failed(&it.err()?).cause);
+        let causes: Vec<_> = found.cause.into_iter().chain(of_servers).collect();
         Self { cause: (!causes.is_empty()).then(|| causes.join("; ")), ..found }
     }
 

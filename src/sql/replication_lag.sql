@@ -10,7 +10,8 @@ SELECT version.is_aurora,
        CASE
            WHEN version.is_aurora OR NOT pg_is_in_recovery() THEN NULL
            WHEN pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() AND EXISTS (SELECT FROM pg_stat_wal_receiver) THEN 0
-           ELSE greatest(date_part('epoch', clock_timestamp() - pg_last_xact_replay_timestamp()) * 1000, 0)
+           WHEN pg_last_xact_replay_timestamp() IS NOT NULL
+           THEN greatest(date_part('epoch', clock_timestamp() - pg_last_xact_replay_timestamp()) * 1000, 0)
        END AS replication_lag_ms
   FROM (
            SELECT EXISTS (
