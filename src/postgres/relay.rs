@@ -25,6 +25,9 @@ use super::tls::{Stream, secured};
 /// a kB each.
 const LONGEST_ANSWER: u64 = 64 << 20;
 
+/// How long one of its messages may be, in bytes. A row is in memory several times.
+const LONGEST_MESSAGE: u32 = 16 << 20;
+
 /// Ends after the last word of either side was passed on.
 pub(super) type Relay = JoinHandle<io::Result<()>>;
 
@@ -90,7 +93,8 @@ async fn answers(
 ) -> io::Result<()> {
     loop {
         let (kind, length) = (from.read_u8().await?, from.read_u32().await?);
-        if said.fetch_add(1 + u64::from(length), Relaxed) + u64::from(length) > LONGEST_ANSWER {
+        let said = said.fetch_add(1 + u64::from(length), Relaxed) + u64::from(length);
+        if said > LONGEST_ANSWER || length > LONGEST_MESSAGE {
             tracing::warn!("the server's answer is longer than any that is asked for");
             to.flush().await?;
             return Err(io::ErrorKind::InvalidData.into());

@@ -4,7 +4,11 @@
 use serde_json::Value;
 
 use crate::support::{
-    block_on, cases::request, database::Database, function::Function, gateway::Gateway,
+    block_on,
+    cases::request,
+    database::Database,
+    function::{Function, ask},
+    gateway::Gateway,
 };
 
 const USERS: usize = 9_000;
@@ -96,4 +100,20 @@ fn a_user_larger_than_an_answer_is_an_error_that_says_where() {
     assert_eq!(error["errcode"], "M_UNKNOWN");
     assert!(error["error"].as_str().unwrap().contains(&format!("from={position}")), "{error}");
     assert!(function.stop().contains(&format!("offset {position}")));
+}
+
+#[test]
+fn a_row_that_no_memory_holds_ends_no_process() {
+    let database = block_on(Database::of_conformance("synapse-94"));
+    let larger = "UPDATE profiles SET displayname = repeat('x', 60000000) WHERE user_id = 'alice'";
+    block_on(database.run(larger));
+    let function = Function::start(&[("DATABASE_URL", &database.url())]);
+    assert_eq!(ask(&function).0, 200);
+    let event = Gateway::HttpApi.event(&request(Some("limit=1000"))).unwrap();
+    let response = function.invoke(event.to_string().as_bytes()).unwrap();
+    assert_eq!(response["statusCode"], 503);
+    // The least that the template lets the function have.
+    assert!(function.peak_memory() < 128_000_000, "{}", function.peak_memory());
+    assert_eq!(ask(&function).0, 200);
+    function.stop();
 }
