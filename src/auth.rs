@@ -211,7 +211,7 @@ impl Authenticator {
     async fn check_mas(&self, mas: &Mas, at: &Invocation) -> Result<(), Error> {
         mas.check_secret().await?;
         let claim = self.claim(made_up_token(), at, &mut None).await;
-        is_unknown(&claim, Error::IntrospectionFailed)
+        is_unknown(claim, Error::IntrospectionFailed)
     }
 
     async fn check_homeserver(
@@ -232,7 +232,7 @@ impl Authenticator {
         if claim.as_ref().err() == Some(&Error::TOO_MANY_UNKNOWN_TOKENS) {
             claim = vouch().await;
         }
-        is_unknown(&claim, Error::HomeserverUnavailable)
+        is_unknown(claim, Error::HomeserverUnavailable)
     }
 
     /// What is known of a token without the database: with MAS, its introspection, and how long
@@ -296,13 +296,13 @@ fn made_up_token() -> AccessToken {
 }
 
 /// Whether the token that is none is unknown, by the answer of MAS or of the homeserver.
-fn is_unknown(answer: &Result<Claim, Error>, failure: fn(String) -> Error) -> Result<(), Error> {
-    match answer.as_ref().err() {
+fn is_unknown(answer: Result<Claim, Error>, failure: fn(String) -> Error) -> Result<(), Error> {
+    match answer.err() {
         Some(Error::Refusal(it)) if it.errcode == "M_UNKNOWN_TOKEN" => Ok(()),
         None | Some(Error::Refusal(_)) => {
             Err(failure("it does not call a made-up token unknown".to_owned()))
         }
-        Some(error) => Err(error.clone()),
+        Some(error) => Err(error),
     }
 }
 

@@ -200,7 +200,7 @@ impl Connector {
             let has_answered = connection.answers_by.is_none();
             let answers_by = if has_answered { Instant::now() + first_answer } else { answers_by };
             let connecting = connection.connecting;
-            // Closed before the next is opened, so that there are never two.
+            // Given up before the next is opened. The server hears of it as soon as the relay does.
             *held = None;
             let connection = held.insert(self.connect(unix_ms, answers_by).await?);
             connection.connecting += connecting;

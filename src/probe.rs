@@ -40,8 +40,9 @@ impl Health {
         let check = Box::pin(async { futures_util::join!(database, authenticator.check(at)) });
         let Ok((database, servers)) = tokio::time::timeout(at.last_time_limit(), check).await
         else {
-            let cause = Some("the invocation's time ran out".to_owned());
-            return Self { cause, missing_indexes: None, replication_lag_ms: None };
+            return Self::failed(&Error::StatementTimeout(
+                "the invocation ran out of time".to_owned(),
+            ));
         };
         let found = database.unwrap_or_else(|error| Self::failed(&error));
         let of_servers = servers.into_iter().filter_map(|it| Self::failed(&it.err()?).cause);

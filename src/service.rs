@@ -93,7 +93,7 @@ impl Service {
         }
     }
 
-    /// Answers an invocation event, and writes the request's line or the probe's into the log. The answer names
+    /// Answers an invocation event, and writes the line of its request or probe. The answer names
     /// the invocation by `request_id` in a header that browsers may read, so that an admin can
     /// quote it.
     pub async fn answer(&self, event: Event, request_id: &str, invocation: Invocation) -> Value {

@@ -160,9 +160,7 @@ fn remedy(code: &str) -> Option<&'static str> {
         "22021" => "a row is not UTF-8, as a database in SQL_ASCII allows",
         "26000" | "42P05" => SET_POOLER,
         "28P01" => "password authentication failed: the role's name or its password is wrong",
-        "28000" => {
-            "the server refuses the role, or wants TLS: pg_hba.conf and the server's own log say which"
-        }
+        "28000" => "the server refuses the role, its token of IAM, or a connection without TLS",
         "3D000" => "there is no database of this name",
         "53300" => {
             "no connection is to be had: max_connections, or a limit of the role or database"

@@ -303,6 +303,39 @@ fn the_transaction_has_its_settings_and_only_reads() {
 }
 
 #[test]
+fn a_failure_keeps_its_cause_where_the_session_goes_to_somebody_else() {
+    let Some(pooler) = Pooler::start() else { return };
+    let database = block_on(Database::of_conformance("synapse-94"));
+    let function = pooler.function(&database, "true");
+    assert_eq!(ask(&function).0, 200);
+    block_on(database.run("REVOKE SELECT (displayname) ON profiles FROM media_usage"));
+    let url = PgConnectOptions::from_str(&pooler.url(&database)).unwrap().extra_float_digits(None);
+    // While the page waits for the lock, another client waits for the only session, and keeps it.
+    let status = thread::scope(|scope| {
+        scope.spawn(|| {
+            block_on(async {
+                let _lock = lock_media(&database).await;
+                tokio::time::sleep(Duration::from_millis(900)).await;
+            });
+        });
+        thread::sleep(Duration::from_millis(200));
+        let other = scope.spawn(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let runtime = runtime.unwrap();
+            thread::sleep(Duration::from_millis(200));
+            let mut other = runtime.block_on(PgConnection::connect_with(&url)).unwrap();
+            runtime.block_on(sqlx::raw_sql("BEGIN").execute(&mut other)).unwrap();
+            (runtime, other)
+        });
+        let (status, _) = ask(&function);
+        drop(other.join().unwrap());
+        status
+    });
+    assert_eq!(status, 500);
+    assert!(function.stop().contains("permission denied for table profiles"));
+}
+
+#[test]
 fn a_pooler_without_a_session_to_lend_is_503() {
     let Some(pooler) = Pooler::start() else { return };
     let database = block_on(Database::of_conformance("synapse-94"));

@@ -1,6 +1,9 @@
 //! The probe: it finds what would fail the next request, and only that.
 
-use std::{thread, time::Duration};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use serde_json::{Value, json};
 
@@ -398,6 +401,50 @@ fn the_homeserver_has_to_call_a_made_up_token_unknown() {
 }
 
 #[test]
+fn one_server_s_failure_hides_no_other_s() {
+    let database = block_on(asking::database("synapse-94"));
+    let (mas, homeserver) = (Mas::start(), Homeserver::start());
+    let function = Variables::of(&database).mas(&mas).homeserver(&homeserver).function();
+    assert_healthy(&function);
+    block_on(database.run("REVOKE SELECT ON devices FROM media_usage"));
+    mas.answers(Answer::json(500, &json!({})));
+    homeserver.answers(Answer::new(502, "Bad Gateway"));
+    let cause = probe(&function)["cause"].as_str().unwrap().to_owned();
+    for words in ["devices", "asking MAS: it answered", "asking the homeserver: its answer"] {
+        assert!(cause.contains(words), "{words}: {cause}");
+    }
+    function.stop();
+}
+
+#[test]
+fn a_probe_answers_before_the_end_where_secrets_manager_is_silent() {
+    // Whoever connects is not heard.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", silent.local_addr().unwrap());
+    let arn = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:media-AbCdEf";
+    let function = Function::start(
+        &[
+            &crate::support::aws::AWS[..],
+            &[
+                ("AWS_ENDPOINT_URL_SECRETS_MANAGER", &endpoint),
+                ("DATABASE_URL", "postgres://127.0.0.1/synapse"),
+                ("DATABASE_SECRET_ARN", arn),
+            ],
+        ]
+        .concat(),
+    );
+    let event = read("events/probe.json");
+    function.invoke_within(event.as_bytes(), Duration::from_secs(10)).unwrap();
+    let second = Duration::from_secs(1);
+    let begin = Instant::now();
+    let answer = function.invoke_within(event.as_bytes(), second).unwrap();
+    // What Lambda does to a process that is late.
+    assert!(begin.elapsed() < second, "{:?}", begin.elapsed());
+    assert_eq!(answer["healthy"], false, "{answer}");
+    function.stop();
+}
+
+#[test]
 fn strangers_guesses_and_probes_do_not_use_up_each_other_s_questions() {
     let database = block_on(Database::of_conformance("synapse-94"));
     let homeserver = Homeserver::start();
@@ -522,4 +569,26 @@ fn a_standby_says_how_late_it_is() {
     for late in [paused, alone] {
         assert!((50.0..600_000.0).contains(&late.unwrap()), "{found:?}");
     }
+}
+
+#[test]
+fn a_standby_that_has_replayed_nothing_is_late_by_nobody_knows_how_much() {
+    let primary = Cluster::of_its_own();
+    let database = block_on(Database::of_conformance_in(primary, "synapse-94"));
+    let replica = Database { name: database.name.clone(), cluster: primary.standby() };
+    let find = |sql: &str| {
+        block_on(async {
+            let mut superuser = replica.superuser().await;
+            sqlx::query_scalar::<_, bool>(sql).fetch_one(&mut superuser).await.unwrap()
+        })
+    };
+    block_on(replica.run("SELECT pg_wal_replay_pause()"));
+    block_on(database.run("CREATE TABLE late ()"));
+    while !find("SELECT pg_last_wal_receive_lsn() > pg_last_wal_replay_lsn()") {
+        thread::sleep(Duration::from_millis(10));
+    }
+    assert!(find("SELECT pg_last_xact_replay_timestamp() IS NULL"));
+    let function = start(&replica.url());
+    assert_healthy(&function);
+    assert_eq!(metrics(&function.stop()), [Some(1.0), Some(0.0), None]);
 }
