@@ -49,9 +49,13 @@ impl Phases {
 pub type Answer = Result<Option<MediaUsage>, Error>;
 
 /// How a request was answered, and what its line says of it.
-pub struct Outcome {
+pub struct RequestLog {
     /// The answer.
     pub answer: Answer,
+    /// The HTTP status code.
+    pub status: u16,
+    /// The length of the body, in bytes.
+    pub bytes: usize,
     /// The user whose rights counted, as [`Admin::user_id`](crate::auth::Admin::user_id).
     pub requester: Option<String>,
     /// What was asked for, if that could be read.
@@ -60,29 +64,9 @@ pub struct Outcome {
     pub phases: Phases,
 }
 
-/// A request and how it ended.
-pub struct RequestLog<'a> {
-    /// Lambda's id of the invocation.
-    pub request_id: &'a str,
-    /// The kind of its event.
-    pub kind: Kind,
-    /// The method.
-    pub method: &'a Method,
-    /// The HTTP status code of the answer.
-    pub status: u16,
-    /// The length of the answer's body, in bytes.
-    pub bytes: usize,
-    /// How it was answered.
-    pub outcome: &'a Outcome,
-    /// Whether it is the first of its execution environment.
-    pub cold_start: bool,
-    /// When it began.
-    pub invocation: &'a Invocation,
-}
-
-impl RequestLog<'_> {
+impl RequestLog {
     fn error(&self) -> Option<&Error> {
-        self.outcome.answer.as_ref().err()
+        self.answer.as_ref().err()
     }
 
     /// The line's level and message.
@@ -95,22 +79,31 @@ impl RequestLog<'_> {
         }
     }
 
-    /// Writes the line, with the metrics that template.yaml's alarms and dashboard read.
-    pub fn write(&self) {
+    /// Writes the line of a request that came by an event of a kind in the invocation `at`, whose id
+    /// of Lambda's is `request_id`. `cold_start` is whether it is the first of its execution
+    /// environment. With the line go the metrics that template.yaml's alarms and dashboard read.
+    pub fn write(
+        &self,
+        kind: Kind,
+        of: &Method,
+        cold_start: bool,
+        request_id: &str,
+        at: &Invocation,
+    ) {
         let (level, message) = self.verdict();
-        let Outcome { answer, requester, query, phases } = self.outcome;
-        let page = answer.as_ref().ok().and_then(Option::as_ref);
+        let (phases, error) = (&self.phases, self.error());
+        let page = self.answer.as_ref().ok().and_then(Option::as_ref);
         // A caller who was refused leaves neither a name nor parameters.
         let is_refused = page.is_none() && level == Level::INFO;
-        let requester = requester.as_ref().filter(|_| !is_refused);
-        let query = query.as_ref().filter(|_| !is_refused);
-        let errcode = self.error().map(|error| error.answer().errcode);
+        let requester = self.requester.as_ref().filter(|_| !is_refused);
+        let query = self.query.as_ref().filter(|_| !is_refused);
+        let errcode = error.map(|error| error.answer().errcode);
         let source = |page: &MediaUsage| if page.shape.is_some() { "database" } else { "memory" };
-        let (total_ms, database_ms) = (ms(self.invocation.elapsed()), phases.database.map(ms));
+        let (total_ms, database_ms) = (ms(at.elapsed()), phases.database.map(ms));
         let fields = [
             ("status", self.status.into()),
             ("errcode", errcode.into()),
-            ("cause", self.error().and_then(Error::cause).into()),
+            ("cause", error.and_then(Error::cause).into()),
             ("requester", json!(requester)),
             ("order_by", json!(query.map(|query| query.order_by))),
             ("dir", json!(query.map(|query| query.dir))),
@@ -127,20 +120,20 @@ impl RequestLog<'_> {
             ("mas_ms", phases.mas.map(ms).into()),
             ("homeserver_ms", phases.homeserver.map(ms).into()),
             ("retries", phases.retries.into()),
-            ("cold_start", self.cold_start.into()),
-            ("kind", json!(self.kind)),
-            ("method", method(self.method).into()),
-            ("request_id", self.request_id.into()),
+            ("cold_start", cold_start.into()),
+            ("kind", json!(kind)),
+            ("method", method(of).into()),
+            ("request_id", request_id.into()),
             ("xray_trace_id", xray_trace_id().into()),
         ];
-        let is_unavailable = matches!(self.error(), Some(Error::DatabaseUnavailable { .. }));
-        let is_behind = matches!(self.error(), Some(Error::ReplicaBehind(_)));
+        let is_unavailable = matches!(error, Some(Error::DatabaseUnavailable(_)));
+        let is_behind = matches!(error, Some(Error::ReplicaBehind(_)));
         let count = |is: bool| Some(f64::from(u8::from(is)));
         let metrics = [
             ("Requests", "Count", Some(1.0)),
             ("TotalTime", "Milliseconds", Some(total_ms)),
             ("DatabaseTime", "Milliseconds", database_ms),
-            ("ColdStarts", "Count", count(self.cold_start)),
+            ("ColdStarts", "Count", count(cold_start)),
             ("Retries", "Count", Some(phases.retries.into())),
             ("DatabaseUnavailable", "Count", count(is_unavailable)),
             ("ReplicaBehind", "Count", count(is_behind)),
@@ -149,7 +142,7 @@ impl RequestLog<'_> {
         ];
         let dimensions =
             [("Status", Some(self.status.to_string())), ("Errcode", errcode.map(str::to_owned))];
-        write_line(self.invocation.unix_ms, level, message, fields, &metrics, &dimensions);
+        write_line(at.unix_ms, level, message, fields, &metrics, &dimensions);
     }
 }
 

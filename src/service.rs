@@ -24,7 +24,7 @@ use crate::{
     probe::Health,
     query::{Args, MediaUsageQuery},
     read_ahead::ReadAhead,
-    request_log::{Answer, Outcome, Phases, RequestLog},
+    request_log::{Answer, Phases, RequestLog},
 };
 
 /// The endpoint's path, as Synapse has it.
@@ -52,9 +52,6 @@ struct Asking<'a> {
     /// How large the body may be.
     budget: Budget,
     at: &'a Invocation,
-    /// How many users to read for the pages to come. A page statement takes it, so that one that is
-    /// asked again reads its own page alone.
-    step: Cell<Option<i64>>,
     /// The user whose rights counted, once that is known.
     requester: &'a Cell<Option<String>>,
 }
@@ -111,21 +108,12 @@ impl Service {
             tracing::warn!("the event is of no gateway that this function knows");
         }
         let request = event.into_request();
-        let (mut response, outcome) = self.respond(&request, kind.budget(), &invocation).await;
+        let (mut response, log) = self.respond(&request, kind.budget(), &invocation).await;
         if let Ok(request_id) = HeaderValue::from_str(request_id) {
             response.headers_mut().insert("synapse-trace-id", request_id);
         }
-        RequestLog {
-            request_id,
-            kind,
-            method: request.method(),
-            status: response.status().as_u16(),
-            bytes: response.body().len(),
-            outcome: &outcome,
-            cold_start: !self.is_warm.swap(true, Ordering::Relaxed),
-            invocation: &invocation,
-        }
-        .write();
+        let cold_start = !self.is_warm.swap(true, Ordering::Relaxed);
+        log.write(kind, request.method(), cold_start, request_id, &invocation);
         kind.answer(response)
     }
 
@@ -135,22 +123,21 @@ impl Service {
         request: &Request,
         budget: Budget,
         at: &Invocation,
-    ) -> (Response<Body>, Outcome) {
+    ) -> (Response<Body>, RequestLog) {
         let args = Args::parse(request.extensions().get::<RawQuery>().map_or("", |query| &query.0));
         let query = MediaUsageQuery::parse(&args);
-        let mut phases = Phases::default();
-        let requester = Cell::default();
-        let answer = async {
+        let (mut phases, requester) = (Phases::default(), Cell::default());
+        let mut answer = async {
             let Some(backends) = self.route(request)? else { return Ok(None) };
             let token = AccessToken::from_request(request.headers(), &args)?;
-            let (step, requester) = (Cell::default(), &requester);
-            let asking = Asking { backends, query: &query, budget, at, step, requester };
+            let asking = Asking { backends, query: &query, budget, at, requester: &requester };
             asking.ask(token, &mut phases).await
-        };
-        let answer = answer.await;
-        let requester = requester.into_inner();
-        let mut outcome = Outcome { answer, requester, query: query.ok(), phases };
-        (response(request, &mut outcome), outcome)
+        }
+        .await;
+        let response = response(request, &mut answer);
+        let (status, bytes) = (response.status().as_u16(), response.body().len());
+        let (requester, query) = (requester.into_inner(), query.ok());
+        (response, RequestLog { answer, status, bytes, requester, query, phases })
     }
 
     /// Whom to ask; nobody for a preflight.
@@ -186,12 +173,26 @@ impl Asking<'_> {
     /// The page of an admin; `None` if the replica does not know the token. In a walk the statement
     /// for the page reads ahead. If that fails, the page alone is asked for, once.
     async fn ask_database(&self, claim: &Claim, phases: &mut Phases) -> Answer {
-        let Backends { connector, read_ahead, .. } = self.backends;
-        let page = async |connection: &mut Connection| self.page(connection, claim).await;
-        let step = self.query.as_ref().ok().and_then(|query| read_ahead.step(query, self.at));
-        if step.is_some() {
-            self.step.set(step);
-            let asked = connector.ask(&self.at.first_half(), &page).await;
+        let Self { query, budget, at, requester, .. } = *self;
+        let Backends { connector, authenticator, read_ahead } = self.backends;
+        // A page statement takes it, so that one that is asked again reads its own page alone.
+        let step = Cell::new(query.as_ref().ok().and_then(|query| read_ahead.step(query, at)));
+        let page = async |connection: &mut Connection| {
+            let admin = authenticator.admin(connection, claim).await?;
+            let Some(admin) = admin else { return Ok(None) };
+            requester.set(Some(admin.user_id().to_owned()));
+            // After the token, as in Synapse: who may not ask does not learn what may be asked.
+            let query = query.as_ref().map_err(Clone::clone)?;
+            if let page @ Some(_) = kept_media_usage(read_ahead, &admin, query, budget, at) {
+                return Ok(page);
+            }
+            let kept = step.take().map(|users| read_ahead.room(users, query, at));
+            let (page, kept) = media_usage(connection, &admin, query, budget, kept).await?;
+            read_ahead.answered(query, page.next_token, kept, at);
+            Ok(Some(page))
+        };
+        if step.get().is_some() {
+            let asked = connector.ask(&at.first_half(), &page).await;
             phases.add(&asked);
             match asked.answer {
                 Err(Error::StatementTimeout(_) | Error::DatabaseFailed(_)) => phases.retries += 1,
@@ -199,33 +200,18 @@ impl Asking<'_> {
                 answer => return answer,
             }
         }
-        self.step.set(None);
-        let asked = connector.ask(self.at, page).await;
+        step.set(None);
+        let asked = connector.ask(at, page).await;
         phases.add(&asked);
         asked.answer
     }
-
-    async fn page(&self, connection: &mut Connection, claim: &Claim) -> Answer {
-        let Backends { authenticator, read_ahead, .. } = self.backends;
-        let Some(admin) = authenticator.admin(connection, claim).await? else { return Ok(None) };
-        self.requester.set(Some(admin.user_id().to_owned()));
-        // After the token, as in Synapse: who may not ask does not learn what may be asked.
-        let query = self.query.as_ref().map_err(Clone::clone)?;
-        if let page @ Some(_) = kept_media_usage(read_ahead, &admin, query, self.budget, self.at) {
-            return Ok(page);
-        }
-        let kept = self.step.take().map(|users| read_ahead.room(users, query, self.at));
-        let (page, kept) = media_usage(connection, &admin, query, self.budget, kept).await?;
-        read_ahead.answered(query, page.next_token, kept, self.at);
-        Ok(Some(page))
-    }
 }
 
-/// The response to a request, with the page's body taken out of the outcome. Synapse's CORS headers
-/// (`set_cors_headers` in `synapse/http/server.py`) are on every answer: without them an admin UI
+/// The response to a request, with the page's body taken out of the answer. Synapse's CORS headers
+/// (`set_cors_headers` in `synapse/http/server.py`) are on every response: without them an admin UI
 /// cannot even read an error.
-fn response(request: &Request, outcome: &mut Outcome) -> Response<Body> {
-    let (status, body) = match &mut outcome.answer {
+fn response(request: &Request, answer: &mut Answer) -> Response<Body> {
+    let (status, body) = match answer {
         Ok(Some(page)) => (200, take(&mut page.body)),
         Ok(None) => (204, String::new()),
         Err(error) => (error.answer().status, error.body()),
@@ -235,23 +221,18 @@ fn response(request: &Request, outcome: &mut Outcome) -> Response<Body> {
     *response.status_mut() =
         StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let of_json = |value| (status != 204).then_some(value);
-    let retry_after = match status {
-        429 => Some("1"),
-        503 => Some("5"),
-        _ => None,
-    };
-    let methods = "GET, HEAD, POST, PUT, DELETE, OPTIONS";
+    let retry_after = [(429, "1"), (503, "5")].into_iter().find(|it| it.0 == status);
     let headers = "X-Requested-With, Content-Type, Authorization, Date";
-    for (name, value) in [
+    let headers = [
         (header::ACCESS_CONTROL_ALLOW_ORIGIN, Some("*")),
-        (header::ACCESS_CONTROL_ALLOW_METHODS, Some(methods)),
+        (header::ACCESS_CONTROL_ALLOW_METHODS, Some("GET, HEAD, POST, PUT, DELETE, OPTIONS")),
         (header::ACCESS_CONTROL_ALLOW_HEADERS, Some(headers)),
         (header::ACCESS_CONTROL_EXPOSE_HEADERS, Some("Synapse-Trace-Id, Server")),
         (header::CONTENT_TYPE, of_json("application/json")),
         (header::CACHE_CONTROL, of_json("no-cache, no-store, must-revalidate")),
-        (header::RETRY_AFTER, retry_after),
-    ] {
-        value.map(|value| response.headers_mut().insert(name, HeaderValue::from_static(value)));
-    }
+        (header::RETRY_AFTER, retry_after.map(|it| it.1)),
+    ];
+    let headers = headers.into_iter().filter_map(|(name, value)| Some((name, value?)));
+    response.headers_mut().extend(headers.map(|(name, it)| (name, HeaderValue::from_static(it))));
     response
 }
