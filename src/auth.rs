@@ -125,17 +125,12 @@ fn object<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Option<T> {
 
 /// Knows who is an admin.
 pub struct Authenticator {
-    backend: Backend,
+    /// Where it is, tokens are its own; else Synapse keeps them itself.
+    mas: Option<Mas>,
+    /// Whether Synapse's accounts expire.
+    account_validity: bool,
     /// Asked about tokens, users and devices that the replica does not know.
     homeserver: Option<Homeserver>,
-}
-
-/// How the homeserver knows its users' access tokens.
-enum Backend {
-    /// Synapse keeps them itself.
-    Internal { account_validity: bool },
-    /// They are Matrix Authentication Service's.
-    Mas(Box<Mas>),
 }
 
 /// A token, and what is known of it without the database.
@@ -158,11 +153,11 @@ pub type Verdict = Result<Option<Admin>, Error>;
 impl Authenticator {
     /// An authenticator that has not asked anybody yet.
     pub fn new(config: Authentication) -> Self {
-        let backend = match config.mas {
-            None => Backend::Internal { account_validity: config.account_validity },
-            Some(mas) => Backend::Mas(Box::new(Mas::new(mas))),
-        };
-        Self { backend, homeserver: config.homeserver.as_ref().map(Homeserver::new) }
+        Self {
+            mas: config.mas.map(Mas::new),
+            account_validity: config.account_validity,
+            homeserver: config.homeserver.as_ref().map(Homeserver::new),
+        }
     }
 
     /// Reads the secrets ahead of the first request. If that fails, the request tries again.
@@ -171,68 +166,45 @@ impl Authenticator {
     ///
     /// [`Error::IntrospectionFailed`].
     pub async fn prepare(&self) -> Result<(), Error> {
-        match &self.backend {
-            Backend::Internal { .. } => Ok(()),
-            Backend::Mas(mas) => mas.authorization().await.map(drop),
-        }
+        let Some(mas) = &self.mas else { return Ok(()) };
+        mas.authorization().await.map(drop)
     }
 
     /// The tables that not every configuration reads, as [`Connection::missing_grants`] takes them.
     pub fn tables(&self) -> &'static str {
-        match self.backend {
-            Backend::Internal { account_validity: true } => "access_tokens, account_validity",
-            Backend::Internal { account_validity: false } => "access_tokens",
-            Backend::Mas(_) => "devices",
+        match (&self.mas, self.account_validity) {
+            (Some(_), _) => "devices",
+            (None, true) => "access_tokens, account_validity",
+            (None, false) => "access_tokens",
         }
     }
 
-    /// Finds out whether MAS and the homeserver, where there are any, judge tokens: by one that they
-    /// must not know. One is asked whatever the other says.
+    /// Finds out, at the Unix time `now_ms`, in ms, whether MAS and the homeserver, where there are
+    /// any, judge tokens: by one that they must not know. One is asked whatever the other says.
     ///
     /// # Errors
     ///
     /// [`Error::IntrospectionFailed`] and [`Error::HomeserverUnavailable`].
-    pub async fn check(&self, at: &Invocation) -> [Result<(), Error>; 2] {
-        let homeserver = async {
-            match &self.homeserver {
-                Some(homeserver) => self.check_homeserver(homeserver, at).await,
-                None => Ok(()),
-            }
-        };
+    pub async fn check(&self, now_ms: i64) -> [Result<(), Error>; 2] {
+        let made_up = &AccessToken(MADE_UP_TOKEN.to_owned());
         let mas = async {
-            match &self.backend {
-                Backend::Mas(mas) => self.check_mas(mas, at).await,
-                Backend::Internal { .. } => Ok(()),
+            let Some(mas) = &self.mas else { return Ok(()) };
+            mas.check_secret().await?;
+            is_unknown(mas.introspect(made_up, now_ms).await, Error::IntrospectionFailed)
+        };
+        let homeserver = async {
+            let Some(homeserver) = &self.homeserver else { return Ok(()) };
+            let mut owner = homeserver.whoami(made_up, now_ms).await;
+            if owner.is_err() {
+                homeserver.give_back();
             }
+            // Strangers' guesses may have left no place.
+            if owner.as_ref().err() == Some(&Error::TOO_MANY_UNKNOWN_TOKENS) {
+                owner = homeserver.whoami(made_up, now_ms).await;
+            }
+            is_unknown(owner, Error::HomeserverUnavailable)
         };
         futures_util::join!(mas, homeserver).into()
-    }
-
-    async fn check_mas(&self, mas: &Mas, at: &Invocation) -> Result<(), Error> {
-        mas.check_secret().await?;
-        let claim = self.claim(made_up_token(), at, &mut None).await;
-        is_unknown(claim, Error::IntrospectionFailed)
-    }
-
-    async fn check_homeserver(
-        &self,
-        homeserver: &Homeserver,
-        at: &Invocation,
-    ) -> Result<(), Error> {
-        let vouch = async || {
-            let (token, at) = (made_up_token(), *at);
-            let claim = Claim { token, at, may_ask: true, introspection: None, owner: None };
-            self.vouch(claim, &mut None).await
-        };
-        let mut claim = vouch().await;
-        if claim.is_err() {
-            homeserver.give_back();
-        }
-        // Strangers' guesses may have left no place.
-        if claim.as_ref().err() == Some(&Error::TOO_MANY_UNKNOWN_TOKENS) {
-            claim = vouch().await;
-        }
-        is_unknown(claim, Error::HomeserverUnavailable)
     }
 
     /// What is known of a token without the database: with MAS, its introspection, and how long
@@ -247,13 +219,11 @@ impl Authenticator {
         at: &Invocation,
         took: &mut Option<Duration>,
     ) -> Result<Claim, Error> {
-        let introspection = match &self.backend {
-            Backend::Internal { .. } => None,
-            Backend::Mas(mas) => {
-                let introspect = mas.introspect(&token, at.unix_ms);
-                Some(in_time(at, took, introspect, Error::IntrospectionFailed).await?)
-            }
-        };
+        let mut introspection = None;
+        if let Some(mas) = &self.mas {
+            let introspect = mas.introspect(&token, at.unix_ms);
+            introspection = Some(in_time(at, took, introspect, Error::IntrospectionFailed).await?);
+        }
         let may_ask = self.homeserver.is_some();
         Ok(Claim { token, at: *at, may_ask, introspection, owner: None })
     }
@@ -266,11 +236,9 @@ impl Authenticator {
     ///
     /// The refusals of [`Error`], in Synapse's order; the `Database` errors.
     pub async fn admin(&self, connection: &mut Connection, claim: &Claim) -> Verdict {
-        match &self.backend {
-            Backend::Internal { account_validity } => {
-                internal::admin(connection, claim, *account_validity).await
-            }
-            Backend::Mas(mas) => mas.admin(connection, claim).await,
+        match &self.mas {
+            Some(mas) => mas.admin(connection, claim).await,
+            None => internal::admin(connection, claim, self.account_validity).await,
         }
     }
 
@@ -291,18 +259,12 @@ impl Authenticator {
     }
 }
 
-fn made_up_token() -> AccessToken {
-    AccessToken(MADE_UP_TOKEN.to_owned())
-}
-
 /// Whether the token that is none is unknown, by the answer of MAS or of the homeserver.
-fn is_unknown(answer: Result<Claim, Error>, failure: fn(String) -> Error) -> Result<(), Error> {
+fn is_unknown<T>(answer: Result<T, Error>, failure: fn(String) -> Error) -> Result<(), Error> {
     match answer.err() {
         Some(Error::Refusal(it)) if it.errcode == "M_UNKNOWN_TOKEN" => Ok(()),
-        None | Some(Error::Refusal(_)) => {
-            Err(failure("it does not call a made-up token unknown".to_owned()))
-        }
-        Some(error) => Err(error),
+        Some(error) if !matches!(error, Error::Refusal(_)) => Err(error),
+        _ => Err(failure("it does not call a made-up token unknown".to_owned())),
     }
 }
 

@@ -37,7 +37,8 @@ impl Health {
             connector.check_credentials(at.unix_ms).await?;
             connector.ask(at, question).await.answer
         };
-        let check = Box::pin(async { futures_util::join!(database, authenticator.check(at)) });
+        let check =
+            Box::pin(async { futures_util::join!(database, authenticator.check(at.unix_ms)) });
         let Ok((database, servers)) = tokio::time::timeout(at.last_time_limit(), check).await
         else {
             return Self::failed(&Error::StatementTimeout(
