@@ -6,27 +6,34 @@
 //! TLS ends here, because sqlx would read from the server itself otherwise.
 
 use std::{
+    future::ready,
     io,
     net::Ipv4Addr,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
+use futures_util::{StreamExt, TryStreamExt};
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, BufWriter, ReadHalf, split},
-    net::{TcpListener, TcpStream, tcp::WriteHalf},
+    io::split,
+    net::{TcpListener, TcpStream},
     sync::oneshot,
     task::JoinHandle,
+};
+use tokio_util::{
+    bytes::{Bytes, BytesMut},
+    codec::{BytesCodec, Decoder, FramedRead, FramedWrite},
+    io::ReaderStream,
 };
 
 use super::tls::{Stream, secured};
 
 /// How much a server may say before the client's next word, in bytes: 60,000 users whose names have
 /// a kB each.
-const LONGEST_ANSWER: u64 = 64 << 20;
+const LONGEST_ANSWER: usize = 64 << 20;
 
 /// How long one of its messages may be, in bytes. A row is in memory several times.
-const LONGEST_MESSAGE: u32 = 16 << 20;
+const LONGEST_MESSAGE: usize = 16 << 20;
 
 /// Ends after the last word of either side was passed on.
 pub(super) type Relay = JoinHandle<io::Result<()>>;
@@ -65,56 +72,41 @@ async fn relay(listener: TcpListener, server: Box<dyn Stream>) -> io::Result<()>
     let (mut client, _) = listener.accept().await?;
     drop(listener);
     client.set_nodelay(true)?;
-    let (mut from_client, to_client) = client.split();
-    let (from_server, mut to_server) = split(server);
-    let said = AtomicU64::new(0);
-    let questions = async {
-        let mut buffer = Vec::with_capacity(8192);
-        while from_client.read_buf(&mut buffer).await? > 0 {
-            said.store(0, Relaxed);
-            to_server.write_all(&buffer).await?;
-            to_server.flush().await?;
-            buffer.clear();
-        }
-        Ok(())
-    };
+    let (from_client, to_client) = client.split();
+    let (from_server, to_server) = split(server);
+    let said = AtomicUsize::new(0);
+    let questions = ReaderStream::new(from_client).inspect_ok(|_| said.store(0, Relaxed));
+    let answers = FramedRead::new(from_server, Messages { said: &said });
+    // Whatever ends them, what came before is passed on.
+    let answers = answers.take_while(|message| ready(message.is_ok()));
     tokio::select! {
-        end = questions => end,
-        end = answers(BufReader::new(from_server), BufWriter::new(to_client), &said) => end,
+        end = questions.forward(FramedWrite::new(to_server, BytesCodec::new())) => end,
+        end = answers.forward(FramedWrite::new(to_client, BytesCodec::new())) => end,
     }
 }
 
-/// Passes on a server's messages. Each is a type, the length of the rest, and the rest (PostgreSQL,
+/// Takes a server's messages apart. Each is a type, the length of the rest, and the rest (PostgreSQL,
 /// "Message Formats").
-async fn answers(
-    mut from: BufReader<ReadHalf<Box<dyn Stream>>>,
-    mut to: BufWriter<WriteHalf<'_>>,
-    said: &AtomicU64,
-) -> io::Result<()> {
-    loop {
-        let (kind, length) = (from.read_u8().await?, from.read_u32().await?);
-        let said = said.fetch_add(1 + u64::from(length), Relaxed) + u64::from(length);
-        if said > LONGEST_ANSWER || length > LONGEST_MESSAGE {
+struct Messages<'a> {
+    /// How much the server has said since the client's latest word, in bytes.
+    said: &'a AtomicUsize,
+}
+
+impl Decoder for Messages<'_> {
+    type Item = Bytes;
+    type Error = io::Error;
+
+    fn decode(&mut self, from: &mut BytesMut) -> io::Result<Option<Bytes>> {
+        let Some([_, length @ ..]) = from.first_chunk::<5>() else { return Ok(None) };
+        let length = (u32::from_be_bytes(*length) as usize).saturating_add(1);
+        if length > LONGEST_MESSAGE || self.said.load(Relaxed) + length > LONGEST_ANSWER {
             tracing::warn!("the server's answer is longer than any that is asked for");
-            to.flush().await?;
             return Err(io::ErrorKind::InvalidData.into());
         }
-        to.write_u8(kind).await?;
-        to.write_u32(length).await?;
-        let mut rest = (length as usize).saturating_sub(4);
-        while rest > 0 {
-            let bytes = from.fill_buf().await?;
-            let length = bytes.len().min(rest);
-            if length == 0 {
-                return to.flush().await;
-            }
-            to.write_all(&bytes[..length]).await?;
-            from.consume(length);
-            rest -= length;
+        if from.len() < length {
+            return Ok(None);
         }
-        // The next one may be long in coming.
-        if from.buffer().len() < 5 {
-            to.flush().await?;
-        }
+        self.said.fetch_add(length, Relaxed);
+        Ok(Some(from.split_to(length).freeze()))
     }
 }
