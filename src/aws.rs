@@ -170,25 +170,22 @@ impl Aws {
 }
 
 fn failure(error: &SdkError<GetSecretValueError>) -> Failure {
-    match error {
+    let (is_passing, what) = match error {
         SdkError::ServiceError(refusal) => {
             // The messages name principals, actions and ARNs, and no secret.
             let code = error.code().unwrap_or("an unknown error");
             let message = error.message().unwrap_or("no message");
-            let cause = format!("Secrets Manager refused with {code}: {message}");
-            let is_server_error = refusal.raw().status().is_server_error();
-            let is_passing = is_server_error || code == "ThrottlingException";
-            if is_passing { Failure::Passing(cause) } else { Failure::Lasting(cause) }
+            let is_passing = refusal.raw().status().is_server_error();
+            let is_passing = is_passing || code == "ThrottlingException";
+            (is_passing, format!(" refused with {code}: {message}"))
         }
         // Of an answer that cannot be read, nothing is shown: it may be the secret.
-        SdkError::ResponseError(_) => {
-            Failure::Passing("Secrets Manager's answer cannot be read".to_owned())
-        }
-        SdkError::DispatchFailure(_) => {
-            Failure::Passing(format!("Secrets Manager cannot be reached: {}", chain(error)))
-        }
-        error => Failure::Lasting(format!("Secrets Manager cannot be asked: {}", chain(error))),
-    }
+        SdkError::ResponseError(_) => (true, "'s answer cannot be read".to_owned()),
+        SdkError::DispatchFailure(_) => (true, format!(" cannot be reached: {}", chain(error))),
+        error => (false, format!(" cannot be asked: {}", chain(error))),
+    };
+    let cause = format!("Secrets Manager{what}");
+    if is_passing { Failure::Passing(cause) } else { Failure::Lasting(cause) }
 }
 
 /// A request to connect, signed in its query and without its scheme (Amazon RDS User Guide, "IAM

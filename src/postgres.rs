@@ -102,10 +102,8 @@ pub struct Connection {
     pid: i32,
     /// How long the request has connected.
     connecting: Duration,
-    /// By when the other end has to answer; `None` once it has.
-    answers_by: Option<Instant>,
-    /// What the log says if it does not.
-    no_answer: &'static str,
+    /// By when the other end has to answer, and what the log says if it does not; `None` once it has.
+    answers_by: Option<(Instant, &'static str)>,
     marker: String,
     /// Through a pooler, what begins a transaction.
     begin: Option<String>,
@@ -248,12 +246,9 @@ impl Connector {
     /// The idle connection, if there is one. It has a second for its first answer.
     fn take_idle(&self) -> Option<Connection> {
         let connection = lock(&self.idle).take()?;
-        Some(Connection {
-            answers_by: Some(Instant::now() + SIGN_OF_LIFE),
-            connecting: Duration::ZERO,
-            no_answer: "an idle connection gave no sign of life within 1 s",
-            ..connection
-        })
+        let silent = "an idle connection gave no sign of life within 1 s";
+        let answers_by = Some((Instant::now() + SIGN_OF_LIFE, silent));
+        Some(Connection { answers_by, connecting: Duration::ZERO, ..connection })
     }
 
     /// Takes back a connection that is fit for the next request.
@@ -274,7 +269,9 @@ impl Connector {
             // The next secret may name another place, or a role that can be logged in.
             self.credentials.forget();
         }
-        Ok(Connection { answers_by: Some(answers_by), connecting: start.elapsed(), ..connection? })
+        let silent = "a new connection gave no first answer; is the pooler out of sessions?";
+        let answers_by = Some((answers_by, silent));
+        Ok(Connection { answers_by, connecting: start.elapsed(), ..connection? })
     }
 
     /// Where the database is, for the log.
@@ -307,7 +304,6 @@ impl Connector {
             pid: 0,
             connecting: Duration::ZERO,
             answers_by: None,
-            no_answer: "a new connection gave no first answer; is the pooler out of sessions?",
             marker: self.marker.clone(),
             begin: None,
             first: format!("; {}", self.statements.missing_indexes),
@@ -403,7 +399,7 @@ impl Connection {
         let Some(begin) = &self.begin else { return Ok(()) };
         let begin = format!("{begin}{}", take(&mut self.first));
         let session = sqlx::raw_sql(&begin).fetch_all(&mut self.session);
-        let session = in_time(self.answers_by, self.no_answer, session)
+        let session = in_time(self.answers_by, session)
             .await?
             .map_err(|error| failure("beginning a transaction", &error))?;
         self.answers_by = None;

@@ -12,6 +12,9 @@ use sqlx::{
 use super::{Connection, failure, is_in_no_row, random, session::in_time};
 use crate::error::Error;
 
+/// A statement with its parameters.
+type Question<'q> = Query<'q, Postgres, PgArguments>;
+
 impl Connection {
     /// The grants, tables and columns that the role or the database lacks, if there are any. The
     /// tables that not every configuration reads count if the text `named` names them.
@@ -34,7 +37,7 @@ impl Connection {
     pub async fn row<T: for<'r> FromRow<'r, PgRow>>(
         &mut self,
         doing: &str,
-        query: Query<'_, Postgres, PgArguments>,
+        query: Question<'_>,
     ) -> Result<T, Error> {
         let row = self.answer(query).await?.and_then(|row| T::from_row(&row));
         row.map_err(|error| failure(doing, &error))
@@ -49,7 +52,7 @@ impl Connection {
     pub async fn lookup<T: for<'r> FromRow<'r, PgRow>>(
         &mut self,
         doing: &str,
-        query: Query<'_, Postgres, PgArguments>,
+        query: Question<'_>,
     ) -> Result<Option<T>, Error> {
         let asked = random().cast_signed();
         let found = match self.answer(query.bind(asked)).await? {
@@ -62,12 +65,9 @@ impl Connection {
         found.map_err(|error| failure(doing, &error))
     }
 
-    async fn answer(
-        &mut self,
-        query: Query<'_, Postgres, PgArguments>,
-    ) -> Result<Result<PgRow, sqlx::Error>, Error> {
+    async fn answer(&mut self, query: Question<'_>) -> Result<Result<PgRow, sqlx::Error>, Error> {
         let row = query.persistent(self.keeps_statements()).fetch_one(&mut self.session);
-        let row = in_time(self.answers_by, self.no_answer, row).await?;
+        let row = in_time(self.answers_by, row).await?;
         self.answers_by = self.answers_by.filter(|_| row.is_err());
         Ok(row)
     }

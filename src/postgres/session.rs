@@ -126,12 +126,10 @@ pub(super) async fn unwinding<T>(
 
 /// What an answer of the database is, unless it does not come in time to be taken for alive.
 pub(super) async fn in_time<T>(
-    answers_by: Option<Instant>,
-    no_answer: &str,
+    answers_by: Option<(Instant, &str)>,
     answer: impl Future<Output = T>,
 ) -> Result<T, Error> {
-    let Some(answers_by) = answers_by else { return Ok(answer.await) };
-    tokio::time::timeout_at(answers_by.into(), answer)
-        .await
-        .map_err(|_| Error::DatabaseUnavailable(no_answer.to_owned()))
+    let Some((answers_by, silent)) = answers_by else { return Ok(answer.await) };
+    let answer = tokio::time::timeout_at(answers_by.into(), answer).await;
+    answer.map_err(|_| Error::DatabaseUnavailable(silent.to_owned()))
 }
