@@ -1,5 +1,5 @@
--- What the role or the database lacks of what the statements read: one row, null if all is well. Asked when a statement was refused, because the server's message names no column. role.sql
--- grants all of it.
+-- What the role or the database lacks of what the statements read, and which tables would hide rows from the role: one row, null if all is well. Asked when a
+-- statement was refused, because the server's message names no column. role.sql grants all of it.
 --
 -- $1 the server's message, or the probe's list of tables. access_tokens is not read with MAS_ENDPOINT, devices only then, and
 --    account_validity only with ACCOUNT_VALIDITY: they count only if the message names them.
@@ -44,6 +44,12 @@ WITH needed("table", "column") AS (
            END AS what,
            CASE WHEN has_usage AND attnum IS NOT NULL THEN "column" END AS "column"
       FROM found
+    UNION ALL
+    -- That of an owner or a role with BYPASSRLS is not active. The session's row_security, by which the statements fail, does not count.
+    SELECT 'row-level security is on for table ' || "table"
+           || ': run ALTER TABLE ' || quote_ident(schema_name) || '.' || "table" || ' DISABLE ROW LEVEL SECURITY on the primary', NULL
+      FROM found
+     WHERE row_security_active(table_oid)
 ), named AS (
     SELECT what || coalesce(' (' || string_agg("column", ', ' ORDER BY "column") || ')', '') AS missing
       FROM missing

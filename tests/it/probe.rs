@@ -240,6 +240,14 @@ fn what_the_role_or_the_database_lacks_is_found() {
                 format!("there is no table {table} in schema public"),
                 format!("ALTER TABLE elsewhere RENAME TO {table}"),
             ),
+            (
+                format!("ALTER TABLE {table} ENABLE ROW LEVEL SECURITY"),
+                format!(
+                    "row-level security is on for table {table}: \
+                     run ALTER TABLE public.{table} DISABLE ROW LEVEL SECURITY on the primary"
+                ),
+                format!("ALTER TABLE {table} DISABLE ROW LEVEL SECURITY"),
+            ),
         ] {
             block_on(database.run(&take_away));
             for (function, needed) in functions.into_iter().zip(needed) {
@@ -255,15 +263,32 @@ fn what_the_role_or_the_database_lacks_is_found() {
     for function in functions {
         assert_healthy(function);
     }
-    // Two things, and one probe names both.
+    // Three things, and one probe names all.
     block_on(database.run(
         "REVOKE SELECT (displayname) ON profiles FROM media_usage;
-         REVOKE SELECT (admin) ON users FROM media_usage",
+         REVOKE SELECT (name, admin, is_guest, locked) ON users FROM media_usage;
+         ALTER TABLE users ENABLE ROW LEVEL SECURITY",
     ));
-    let both =
-        "the role lacks SELECT ON profiles (displayname); the role lacks SELECT ON users (admin)";
-    assert_ill(&internal, both);
+    let grants = "on the primary; the role lacks SELECT ON profiles (displayname); \
+                  the role lacks SELECT ON users (admin, is_guest, locked, name)";
+    assert_ill(&internal, grants);
+    assert_ill(&internal, "row-level security is on for table users: ");
     assert_eq!(metrics(&internal.stop()), [Some(0.0), Some(0.0), None]);
+}
+
+#[test]
+fn row_level_security_that_hides_nothing_from_the_role_is_no_ill_health() {
+    let database = block_on(Database::of_conformance("synapse-94"));
+    let function = start(&database.url());
+    let of_its_owner = "ALTER TABLE profiles OWNER TO media_usage;
+                        ALTER TABLE profiles ENABLE ROW LEVEL SECURITY";
+    block_on(database.run(of_its_owner));
+    assert_healthy(&function);
+    assert_eq!(ask(&function).0, 200);
+    block_on(database.run("ALTER TABLE profiles FORCE ROW LEVEL SECURITY"));
+    assert_ill(&function, "row-level security is on for table profiles");
+    assert_eq!(ask(&function).0, 500);
+    function.stop();
 }
 
 #[test]

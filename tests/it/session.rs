@@ -296,6 +296,8 @@ fn a_row_level_policy_is_an_error_and_hides_nothing() {
         assert_eq!((status, error["errcode"].as_str()), (500, Some("M_UNKNOWN")), "{error}");
         let log = function.stop();
         assert!(log.contains("42501") && log.contains(&format!(r#"table \"{table}\""#)), "{log}");
+        let remedy = format!("run ALTER TABLE public.{table} DISABLE ROW LEVEL SECURITY");
+        assert!(log.contains(&remedy), "{log}");
     }
 }
 
