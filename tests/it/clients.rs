@@ -312,6 +312,14 @@ fn curl_shows_who_answers() {
 }
 
 #[test]
+fn a_script_has_ten_lines_at_most() {
+    for start in ["everybody() {", "total() {", "#!/bin/sh"] {
+        let script = block("docs/clients.md", start);
+        assert!(script.lines().count() <= 10, "{script}");
+    }
+}
+
+#[test]
 fn a_script_writes_everybody_as_csv() {
     let Some(homeserver) = homeserver() else { return };
     let script = block("docs/clients.md", "everybody() {");
@@ -321,8 +329,10 @@ fn a_script_writes_everybody_as_csv() {
     let line = "\"@user1201:example.org\",\"Jürgen + Ina 1201\",2,2000000";
     assert!(csv.lines().any(|it| it == line), "{csv}");
     // An error ends it, and is told.
-    let refused = format!("ADMIN_TOKEN=old\n{} || echo refused", script.trim_end());
-    assert_eq!(curl(&homeserver, &refused), "refused\n");
+    for start in ["ADMIN_TOKEN=old\n", NO_USERS, NO_PAGE] {
+        let fails = format!("{start}{} || echo failed", script.trim_end());
+        assert_eq!(curl(&homeserver, &fails), "failed\n");
+    }
 }
 
 /// What a script starts with so that its second page fails.
@@ -332,13 +342,23 @@ const SECOND_PAGE_FAILS: &str = "curl() {
 }
 ";
 
+/// What a script starts with so that something else than the function answers.
+const NO_USERS: &str = "curl() { echo '{}'; }\n";
+
+/// The same with what is not even JSON, which is no reason to ask again.
+const NO_PAGE: &str = "exec 3>&1
+curl() {
+    case \"$*\" in *from=0) echo '<html>' ;; *) echo 'asked again' >&3; return 22 ;; esac
+}
+";
+
 #[test]
 fn a_script_adds_up_what_the_server_holds() {
     let Some(homeserver) = homeserver() else { return };
     let script = block("docs/clients.md", "total() {");
     let (files, bytes) = files_and_bytes();
     assert_eq!(curl(&homeserver, &script), format!("{files} files, {bytes} bytes\n"));
-    for start in ["ADMIN_TOKEN=old\n", SECOND_PAGE_FAILS] {
+    for start in ["ADMIN_TOKEN=old\n", SECOND_PAGE_FAILS, NO_USERS, NO_PAGE] {
         let fails = format!("{start}{} || echo failed", script.trim_end());
         assert_eq!(curl(&homeserver, &fails), "failed\n");
     }
@@ -359,7 +379,7 @@ fn a_script_writes_metrics_for_prometheus() {
         script = script.replace(placeholder, &path);
     }
     let header = block("docs/clients.md", "header = ");
-    // In a file, because `||` behind the script itself would switch `set -e` off.
+    // In a file, because its `exit` would end the shell.
     let run = |start: &str, token: &str| {
         fs::write(file("curlrc"), header.replace("<token>", token)).unwrap();
         fs::write(file("script"), format!("{start}{script}")).unwrap();
@@ -367,18 +387,17 @@ fn a_script_writes_metrics_for_prometheus() {
     };
     let written = || fs::read_to_string(file("synapse_media_usage.prom"));
 
-    for (start, token) in [("", "old"), (SECOND_PAGE_FAILS, "admin")] {
-        assert_eq!(run(start, token), "failed\n");
-        assert!(written().is_err());
-    }
     assert_eq!(run("", "admin"), "");
     let (files, bytes) = files_and_bytes();
-    let metrics = [("users", USERS as u64), ("files", files), ("bytes", bytes)];
-    let expected = metrics.map(|(name, value)| {
-        let name = format!("synapse_media_usage_{name}");
-        format!("# TYPE {name} gauge\n{name} {value}\n")
-    });
-    assert_eq!(written().unwrap(), expected.concat());
+    let expected =
+        format!("synapse_media_usage_files {files}\nsynapse_media_usage_bytes {bytes}\n");
+    assert_eq!(written().unwrap(), expected);
+    for (start, token) in
+        [("", "old"), (SECOND_PAGE_FAILS, "admin"), (NO_USERS, "admin"), (NO_PAGE, "admin")]
+    {
+        assert_eq!(run(start, token), "failed\n");
+        assert_eq!(written().unwrap(), expected);
+    }
     // What the panels ask for is what is written.
     let page = read("docs/clients.md");
     for query in [
