@@ -27,7 +27,8 @@ pub struct Statements {
     /// Whether there are a user and a device; three parameters, the user id, the device id or null, and a
     /// number.
     pub device: String,
-    /// What the role or the database lacks; one parameter, the server's message or names of tables.
+    /// What the role or the database lacks, and row-level security; one parameter, the server's
+    /// message or names of tables.
     pub missing_grants: String,
     /// How far a standby is behind; no parameter.
     pub replication_lag: String,

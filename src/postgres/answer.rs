@@ -16,8 +16,9 @@ use crate::error::Error;
 type Question<'q> = Query<'q, Postgres, PgArguments>;
 
 impl Connection {
-    /// The grants, tables and columns that the role or the database lacks, if there are any. The
-    /// tables that not every configuration reads count if the text `named` names them.
+    /// The grants, tables and columns that the role or the database lacks, and the tables with
+    /// row-level security, if there are any. The tables that not every configuration reads count if
+    /// the text `named` names them.
     ///
     /// # Errors
     ///
