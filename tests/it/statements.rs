@@ -21,7 +21,8 @@ use crate::support::{
     block_on,
     cases::{Case, cases},
     database::{Database, SCHEMAS, cluster},
-    project, read,
+    documentation::block,
+    project,
 };
 
 /// The texts for the usual schema.
@@ -540,12 +541,11 @@ fn psql_runs_a_page_statement_as_it_stands() {
             assert!(output.status.success(), "{error}");
             String::from_utf8(output.stdout).unwrap().replacen("1\n", "", 1)
         };
-        let overview = read("src/sql/README.md");
-        let block = overview.split("```sql\n").nth(1).unwrap().split("```").next().unwrap();
-        assert!(psql(block).contains("Execution Time"));
+        let by_hand = block("src/sql/README.md", "SET default_transaction_read_only");
+        assert!(psql(&by_hand).contains("Execution Time"));
 
         // The settings are the function's.
-        let (settings, _) = block.split_once("\n\n").unwrap();
+        let (settings, _) = by_hand.split_once("\n\n").unwrap();
         for setting in settings.lines() {
             let name = setting.strip_prefix("SET ").unwrap().split(' ').next().unwrap();
             let show = format!("SHOW {name}");
@@ -575,6 +575,15 @@ fn psql_runs_a_page_statement_as_it_stands() {
             );
             assert_eq!(psql(&script), rows.collect::<String>(), "{file}");
         }
+
+        let page = "EXECUTE page (3, 1, NULL, NULL, NULL, 'user_id', false)";
+        let of_public = psql(&format!("{settings}\n\\i src/sql/walk.sql\n{page}"));
+        database.run("ALTER SCHEMA public RENAME TO synapse").await;
+        let folder = &cluster().socket_dir;
+        let copy = block("src/sql/README.md", "sed ").replace("/tmp/", &format!("{folder}/"));
+        let copied = Command::new("sh").args(["-c", &copy]).current_dir(project()).status();
+        assert!(copied.unwrap().success(), "{copy}");
+        assert_eq!(psql(&format!("{settings}\n\\i {folder}/walk.sql\n{page}")), of_public);
     });
 }
 
