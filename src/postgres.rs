@@ -169,7 +169,11 @@ impl Connector {
                 Err(match connecting {
                     Some(time) if time <= LONG_CONNECT => Error::StatementTimeout(cause),
                     // Another try may find a database that has woken up.
-                    _ => Error::DatabaseUnavailable(format!("{cause}: connecting took too long")),
+                    _ => {
+                        let ms = connecting.unwrap_or(time_limit).as_millis();
+                        let cause = format!("{cause}: connecting took too long, {ms} ms");
+                        Error::DatabaseUnavailable(cause)
+                    }
                 })
             }
         };

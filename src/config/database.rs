@@ -164,7 +164,7 @@ fn read_url(text: &str) -> Result<BTreeMap<String, String>, String> {
     let parts = parts.into_iter().chain([("dbname", dbname)]).chain(parameters);
     let mut given = BTreeMap::new();
     // As with libpq, a later one wins.
-    for (name, value) in parts.filter(|(_, value)| !value.is_empty()) {
+    for (name, value) in parts.filter(|it| !it.1.is_empty() || it.0 == "connect_timeout") {
         let decode = |text| percent_decode_str(text).decode_utf8().map_err(|_| "it must be UTF-8");
         let (name, value) = (decode(name)?, decode(value)?);
         // Behind a forgotten escape the name can be a piece of the password.
@@ -528,7 +528,7 @@ mod tests {
 
     #[test]
     fn parameters_of_libpq_are_taken_if_they_ask_for_no_more_than_there_is() {
-        let taken = "connect_timeout=1 connect_timeout=20 connect_timeout= channel_binding=prefer \
+        let taken = "connect_timeout=1 connect_timeout=20 channel_binding=prefer \
                      channel_binding=disable target_session_attrs=any target_session_attrs=read-only \
                      target_session_attrs=prefer-standby keepalives=1 keepalives=0 keepalives_idle=30 \
                      keepalives_interval=10 keepalives_count=3 tcp_user_timeout=0 gssencmode=disable \
@@ -544,7 +544,7 @@ mod tests {
             let mode = options(&url).get_ssl_mode();
             assert!(matches!(mode, PgSslMode::VerifyFull), "{parameter}");
         }
-        let refused = "connect_timeout=hunter2 connect_timeout=1.5 connect_timeout=0 connect_timeout=-1 \
+        let refused = "connect_timeout= connect_timeout=hunter2 connect_timeout=1.5 connect_timeout=0 connect_timeout=-1 \
                        connect_timeout=21 connect_timeout=4294967297 channel_binding=require \
                        channel_binding=hunter2 target_session_attrs=primary \
                        target_session_attrs=read-write target_session_attrs=standby keepalives=hunter2 \

@@ -92,7 +92,7 @@ fn running_out_of_time_after_a_long_connect_is_503() {
     drop(lock);
     assert_eq!(page(&function, 0, Duration::from_secs(8)), 200);
     let log = function.stop();
-    assert_eq!(log.matches(" ms: connecting took too long").count(), 2, "{log}");
+    assert_eq!(log.matches(" ms: connecting took too long, ").count(), 2, "{log}");
 }
 
 #[test]
