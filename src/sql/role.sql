@@ -1,6 +1,6 @@
 -- The role that the function logs in as, with the least that suffices. Run it in Synapse's database
--- on the primary, as a role that may create roles; the replica gets it from there. It is safe to
--- repeat.
+-- on the primary, as a role that may create roles and owns Synapse's tables or is a member of their
+-- owner; the replica gets it from there. It is safe to repeat.
 --
 --   psql -d synapse -f src/sql/role.sql
 --
