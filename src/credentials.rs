@@ -48,16 +48,16 @@ impl Credentials {
         }
     }
 
-    /// Finds out whether there is something to connect with: reads a secret again, which leaves the
-    /// latest in place where that fails.
+    /// Finds out whether there is something to connect with, and whether it is another secret than the
+    /// one that was read last. A secret that cannot be read leaves the latest in place.
     ///
     /// # Errors
     ///
     /// As [`Credentials::access`].
-    pub async fn check(&self, url: &PgConnectOptions, now: SystemTime) -> Result<(), Failure> {
+    pub async fn check(&self, url: &PgConnectOptions, now: SystemTime) -> Result<bool, Failure> {
         match self {
-            Self::Secret(secret) => secret.renewed().await.map(drop),
-            Self::Url | Self::Iam(_) => self.access(url, now).await.map(drop),
+            Self::Secret(secret) => Ok(secret.renewed().await?.is_some()),
+            Self::Url | Self::Iam(_) => self.access(url, now).await.map(|_| false),
         }
     }
 

@@ -169,10 +169,10 @@ impl Connector {
                 Err(match connecting {
                     Some(time) if time <= LONG_CONNECT => Error::StatementTimeout(cause),
                     // Another try may find a database that has woken up.
-                    _ => {
-                        let ms = connecting.unwrap_or(time_limit).as_millis();
-                        let cause = format!("{cause}: connecting took too long, {ms} ms");
-                        Error::DatabaseUnavailable(cause)
+                    time => {
+                        let ms = time.map(|it| format!(", {} ms", it.as_millis()));
+                        let ms = ms.unwrap_or_default();
+                        Error::DatabaseUnavailable(format!("{cause}: connecting took too long{ms}"))
                     }
                 })
             }
@@ -238,13 +238,17 @@ impl Connector {
         self.connect(unix_ms, Instant::now() + LONG_CONNECT).await
     }
 
-    /// Finds out, at the Unix time `unix_ms`, in ms, whether there is something to log in with.
+    /// Finds out, at the Unix time `unix_ms`, in ms, whether there is something to log in with. Whether
+    /// a new secret opens the door only a login tells. Until one has, the connection that there is stays.
     ///
     /// # Errors
     ///
-    /// The `Database` errors of [`Error`], after 2.5 s at most.
+    /// The `Database` errors of [`Error`], after 2.5 s at most, and those of [`Connector::session`].
     pub async fn check_credentials(&self, unix_ms: i64) -> Result<(), Error> {
-        Ok(self.credentials.check(self.database.url(), system_time(unix_ms)).await?)
+        if self.credentials.check(self.database.url(), system_time(unix_ms)).await? {
+            self.open_idle(unix_ms).await?;
+        }
+        Ok(())
     }
 
     /// The idle connection, if there is one. It has a second for its first answer.

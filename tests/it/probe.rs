@@ -349,6 +349,18 @@ fn a_secret_that_cannot_be_read_any_more_is_found_while_requests_are_answered() 
     let url = database.url().replace("media_usage:p%40ss%2Fword@", "");
     let function = secret.start(&[("DATABASE_URL", &url)]);
     assert_healthy(&function);
+    // One that is rotated wrongly. The connection that there is still answers.
+    let put = |password: &str, version: &str| {
+        let login = json!({ "username": "media_usage", "password": password }).to_string();
+        secret.put(&login, version, "AWSCURRENT");
+    };
+    put("out of step", "11111111-1111-1111-1111-111111111111");
+    for _ in 0..2 {
+        assert_ill(&function, "database error 28P01");
+        assert_eq!(ask(&function).0, 200);
+    }
+    put("p@ss/word", "22222222-2222-2222-2222-222222222222");
+    assert_healthy(&function);
     secret.delete();
     assert_ill(&function, "Secrets Manager");
     assert_eq!(ask(&function).0, 200);
@@ -527,9 +539,19 @@ fn aurora_says_by_a_function_of_its_own_how_late_it_is_or_nothing() {
     ));
     assert_healthy(&function);
     assert_eq!(ask(&function).0, 200);
+    // However it fails, the lag is not known, and that is all.
+    for code in ["0A000", "40001", "53200", "55P03", "57P03", "08006"] {
+        block_on(database.run(&format!(
+            "CREATE OR REPLACE FUNCTION pg_catalog.aurora_db_instance_identifier() RETURNS varchar LANGUAGE plpgsql AS \
+             $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '{code}'; END $$"
+        )));
+        assert_healthy(&function);
+    }
+    assert_eq!(ask(&function).0, 200);
     let log = function.stop();
     let found: Vec<_> = lines(&log).iter().map(|line| line["ReplicationLag"].as_f64()).collect();
-    assert_eq!(found, [None, Some(1234.5), None, None]);
+    assert_eq!(found[..4], [None, Some(1234.5), None, None]);
+    assert_eq!(found[4..], [None; 6]);
     // The question that failed has cost no connection.
     let request: Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
     assert_eq!(request["retries"], 0);
