@@ -64,13 +64,9 @@ impl MediaUsageQuery {
     ///
     /// The 400s of [`Error`].
     pub fn parse(args: &Args) -> Result<Self, Error> {
-        let order_by = match args.get("order_by") {
-            None | Some(b"user_id") => OrderBy::UserId,
-            Some(b"displayname") => OrderBy::Displayname,
-            Some(b"media_length") => OrderBy::MediaLength,
-            Some(b"media_count") => OrderBy::MediaCount,
-            Some(_) => return Err(Error::INVALID_ORDER_BY),
-        };
+        let order_by = args.get("order_by").unwrap_or(b"user_id");
+        let order_by = OrderBy::ALL.into_iter().find(|it| it.as_str().as_bytes() == order_by);
+        let order_by = order_by.ok_or(Error::INVALID_ORDER_BY)?;
         let from = natural("from", args)?;
         let limit = natural("limit", args)?;
         let from_ts = natural("from_ts", args)?.unwrap_or(0);
@@ -111,6 +107,8 @@ pub enum OrderBy {
 }
 
 impl OrderBy {
+    const ALL: [Self; 4] = [Self::UserId, Self::Displayname, Self::MediaLength, Self::MediaCount];
+
     /// The parameter's value, which the page statements take as it is.
     pub fn as_str(self) -> &'static str {
         match self {

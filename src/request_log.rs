@@ -65,20 +65,6 @@ pub struct RequestLog {
 }
 
 impl RequestLog {
-    fn error(&self) -> Option<&Error> {
-        self.answer.as_ref().err()
-    }
-
-    /// The line's level and message.
-    fn verdict(&self) -> (Level, &'static str) {
-        match self.error() {
-            None => (Level::INFO, "the request was answered"),
-            Some(Error::Refusal(_)) => (Level::INFO, "the request was refused"),
-            Some(Error::ReplicaBehind(_)) => (Level::WARN, "the request failed"),
-            Some(_) => (Level::ERROR, "the request failed"),
-        }
-    }
-
     /// Writes the line of a request that came by an event of a kind in the invocation `at`, whose id
     /// of Lambda's is `request_id`. `cold_start` is whether it is the first of its execution
     /// environment. With the line go the metrics that template.yaml's alarms and dashboard read.
@@ -90,8 +76,13 @@ impl RequestLog {
         request_id: &str,
         at: &Invocation,
     ) {
-        let (level, message) = self.verdict();
-        let (phases, error) = (&self.phases, self.error());
+        let (level, message) = match &self.answer {
+            Ok(_) => (Level::INFO, "the request was answered"),
+            Err(Error::Refusal(_)) => (Level::INFO, "the request was refused"),
+            Err(Error::ReplicaBehind(_)) => (Level::WARN, "the request failed"),
+            Err(_) => (Level::ERROR, "the request failed"),
+        };
+        let (phases, error) = (&self.phases, self.answer.as_ref().err());
         let page = self.answer.as_ref().ok().and_then(Option::as_ref);
         // A caller who was refused leaves neither a name nor parameters.
         let is_refused = page.is_none() && level == Level::INFO;

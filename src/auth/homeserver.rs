@@ -67,12 +67,8 @@ impl Homeserver {
         Self { client, questions: Mutex::default() }
     }
 
-    /// Lets another question be asked in place of one about a token that nobody had sent.
-    pub fn give_back(&self) {
-        lock(&self.questions).give_back();
-    }
-
-    /// Whose token it is, at the Unix time `now_ms`, in ms.
+    /// Whose token it is, at the Unix time `now_ms`, in ms; `None` for a question of our own, which
+    /// counts with nobody's guesses.
     ///
     /// # Errors
     ///
@@ -80,12 +76,12 @@ impl Homeserver {
     /// [`Error::HomeserverUnavailable`] for any other answer; [`Error::TOO_MANY_UNKNOWN_TOKENS`] if
     /// more than ten tokens at once, and one a second since, turned out to be bad;
     /// [`Error::UNKNOWN_TOKEN`] for one that no header can carry.
-    pub async fn whoami(&self, token: &AccessToken, now_ms: i64) -> Result<Owner, Error> {
+    pub async fn whoami(&self, token: &AccessToken, now_ms: Option<i64>) -> Result<Owner, Error> {
         // Synapse makes no such token, and a header with one could say more than was meant.
         let text = Some(token.expose()).filter(|it| (1..=LONGEST_TOKEN).contains(&it.len()));
         let text = text.filter(|it| it.bytes().all(|byte| byte.is_ascii_graphic()));
         let bearer = text.and_then(bearer).ok_or(Error::UNKNOWN_TOKEN)?;
-        if !lock(&self.questions).take(now_ms) {
+        if now_ms.is_some_and(|now_ms| !lock(&self.questions).take(now_ms)) {
             return Err(Error::TOO_MANY_UNKNOWN_TOKENS);
         }
         let request = Request::builder().header(AUTHORIZATION, bearer);
@@ -103,7 +99,7 @@ impl Homeserver {
                     return Err(rubbish());
                 }
                 // Whoever has a good token may go on.
-                self.give_back();
+                lock(&self.questions).free_ms -= MS_A_QUESTION;
                 Ok(owner)
             }
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
@@ -159,10 +155,6 @@ impl Questions {
             self.free_ms += MS_A_QUESTION;
         }
         may_ask
-    }
-
-    fn give_back(&mut self) {
-        self.free_ms -= MS_A_QUESTION;
     }
 }
 
