@@ -110,3 +110,77 @@ impl Decoder for Messages<'_> {
         Ok(Some(from.split_to(length).freeze()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+
+    /// A relay between a client and a server.
+    async fn between() -> (TcpStream, DuplexStream) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (server, end) = duplex(1 << 16);
+        tokio::spawn(relay(listener, Box::new(end)));
+        (client, server)
+    }
+
+    fn message(kind: u8, length: usize) -> Vec<u8> {
+        let mut message = vec![0; length];
+        message[0] = kind;
+        message[1..5].copy_from_slice(&u32::try_from(length - 1).unwrap().to_be_bytes());
+        message
+    }
+
+    /// What a client gets of a server's words, which nothing follows.
+    async fn passed_on(words: &[u8]) -> Vec<u8> {
+        let (mut client, mut server) = between().await;
+        let mut got = Vec::new();
+        let said = async {
+            let _ = server.write_all(words).await;
+            drop(server);
+        };
+        let _ = futures_util::join!(said, client.read_to_end(&mut got));
+        got
+    }
+
+    #[tokio::test]
+    async fn what_came_before_an_end_is_passed_on_and_nothing_of_what_is_too_long() {
+        let refusal = message(b'E', 100);
+        let longest = message(b'D', LONGEST_MESSAGE);
+        assert!(passed_on(&longest).await == longest);
+        // So many make the longest answer.
+        let most = LONGEST_ANSWER / LONGEST_MESSAGE;
+        assert!(passed_on(&longest.repeat(most + 1)).await == longest.repeat(most));
+        for rest in [&[][..], b"D\0", &message(b'D', LONGEST_MESSAGE + 1), b"SSH-2.0-OpenSSH"] {
+            assert_eq!(passed_on(&[&refusal, rest].concat()).await, refusal);
+        }
+    }
+
+    #[tokio::test]
+    async fn each_word_of_the_client_begins_an_answer() {
+        let (mut client, mut server) = between().await;
+        let answer = message(b'D', LONGEST_MESSAGE);
+        for _ in 0..2 * LONGEST_ANSWER / LONGEST_MESSAGE {
+            client.write_all(b"Q").await.unwrap();
+            server.read_u8().await.unwrap();
+            let mut got = vec![0; answer.len()];
+            let read = client.read_exact(&mut got);
+            futures_util::try_join!(server.write_all(&answer), read).unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_login_that_is_given_up_ends_its_relay() {
+        let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let port = server.local_addr().unwrap().port();
+        let options = PgConnectOptions::new_without_pgpass().host("127.0.0.1").port(port);
+        let (logged_in, given_up) = oneshot::channel();
+        let options = options.ssl_mode(PgSslMode::Disable);
+        let (options, relay) = relayed(options, &[], given_up).await.unwrap();
+        let _client = TcpStream::connect((options.get_host(), options.get_port())).await.unwrap();
+        drop(logged_in);
+        let end = tokio::time::timeout(std::time::Duration::from_secs(5), relay).await;
+        assert!(end.is_ok(), "it lives on");
+    }
+}

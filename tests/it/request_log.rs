@@ -69,13 +69,15 @@ fn each_ending_of_a_request_leaves_the_line_of_its_snapshot() {
     let (mas, homeserver) = (Mas::start(), Homeserver::start());
     mas.knows("mas", introspected(&json!({ "username": "admin" })));
     homeserver.knows("new", owner("@admin:example.com", Some("DEV")));
+    homeserver.knows("behind", owner("@plain:example.com", Some("DEV")));
     let page =
         "order_by=media_length&dir=b&limit=5&from=2&search_term=e&from_ts=1&until_ts=9999999999999";
     let variables = || Variables::of(&database);
     for (name, variables, query, token) in [
         ("answered", variables(), page, "syt_admin_ok"),
-        ("answered_with_mas", variables().mas(&mas), "", "mas"),
+        ("answered_with_mas", variables().mas(&mas), "until_ts=9999999999999", "mas"),
         ("answered_with_homeserver", variables().homeserver(&homeserver), "", "new"),
+        ("replica_behind", variables().homeserver(&homeserver), "", "behind"),
         ("unknown_token", variables(), "", "syt_nosuch"),
         ("invalid_parameter", variables(), "limit=x", "syt_admin_ok"),
         ("not_an_admin", variables(), "", "syt_plain_user"),

@@ -254,6 +254,29 @@ fn where_reading_ahead_fails_the_page_alone_is_asked_for_and_nothing_is_kept() {
     }
 }
 
+#[test]
+fn where_the_server_refuses_to_read_ahead_the_page_alone_is_asked_for() {
+    let database = block_on(database(900, "'x'"));
+    // Of a user far behind the page the sum is too large. So many files are walked through.
+    block_on(database.run(
+        "ALTER TABLE local_media_repository ALTER media_length TYPE bigint;
+         INSERT INTO local_media_repository (user_id, media_length)
+           SELECT user_id, 9223372036854775807
+             FROM (SELECT user_id FROM local_media_repository ORDER BY user_id OFFSET 500 LIMIT 1) AS one
+                  CROSS JOIN generate_series(1, 2);
+         INSERT INTO local_media_repository (user_id, media_length)
+           SELECT '@~:example.com', 1 FROM generate_series(1, 40000);
+         ANALYZE local_media_repository",
+    ));
+    let function = Function::start(&[("DATABASE_URL", &database.url())]);
+    let pages = ["limit=10", "limit=10&from=10"].map(|query| page(&function, query));
+    assert_eq!(users(&pages).len(), 20);
+    let log = function.stop();
+    assert_eq!(sources(&log), [("database".to_owned(), None), ("database".to_owned(), None)]);
+    let second: Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
+    assert_eq!(second["retries"], 1);
+}
+
 /// What happens between two answers, or what is asked for.
 #[derive(Debug, Clone)]
 enum Step {
