@@ -1,6 +1,6 @@
 -- The role that the function logs in as, with the least that suffices. Run it in Synapse's database
 -- on the primary, as a role that may create roles and owns Synapse's tables or is a member of their
--- owner; the replica gets it from there. It is safe to repeat.
+-- owner. The replica gets it from there. It is safe to repeat.
 --
 --   psql -d synapse -f src/sql/role.sql
 --
@@ -10,17 +10,18 @@
 --   sed 's/public/"matrix"/g' src/sql/role.sql | psql -d synapse
 --
 -- The role has no way to log in yet. Either give it a password with \password media_usage, and keep
--- that in Secrets Manager; or, for DATABASE_IAM_AUTH on RDS and Aurora: GRANT rds_iam TO media_usage;
--- From PostgreSQL 16 on, first read "PostgreSQL 16 and later" in docs/deploy.md.
+-- that in Secrets Manager. Or, for DATABASE_IAM_AUTH on RDS and Aurora, type
+-- GRANT rds_iam TO media_usage, and from PostgreSQL 16 on first read "PostgreSQL 16 and later" in
+-- docs/deploy.md.
 BEGIN;
 
 -- Whoever may create objects in a schema of your search path could else put an operator or a table of
 -- their own under one of these names, and you would run it.
 SET LOCAL search_path = pg_catalog, pg_temp;
 
--- A role of this name may be the homeserver's own, and read-only it would stop the homeserver; or
--- another program's, and stop that. So a role that is there already must have no more than this file
--- gives: it owns nothing, is in no other role, and has no right but to read tables of this database.
+-- A role of this name may be the homeserver's own or another program's, which would stop if it became
+-- read-only. So a role that is there already must have no more than this file gives. It owns nothing,
+-- is in no other role, and has no right but to read tables of this database.
 DO $$ DECLARE
     excess text;
 BEGIN
@@ -76,13 +77,14 @@ REVOKE ALL ON public.users, public.access_tokens, public.devices, public.profile
 GRANT USAGE ON SCHEMA public TO media_usage;
 
 GRANT SELECT (name, admin, is_guest, locked) ON public.users TO media_usage;
+-- Not with MAS_ENDPOINT, because MAS knows the tokens then. Put -- before this line:
 GRANT SELECT (token, user_id, puppets_user_id, valid_until_ms) ON public.access_tokens TO media_usage;
 GRANT SELECT (full_user_id, displayname) ON public.profiles TO media_usage;
 GRANT SELECT (user_id, media_length, created_ts) ON public.local_media_repository TO media_usage;
 
--- Only with MAS_ENDPOINT, and again whenever this file has been run:
+-- Only with MAS_ENDPOINT. Remove the -- before this line:
 -- GRANT SELECT (user_id, device_id, hidden) ON public.devices TO media_usage;
--- Only with ACCOUNT_VALIDITY, likewise:
+-- Only with ACCOUNT_VALIDITY and without MAS_ENDPOINT. Remove the -- before this line:
 -- GRANT SELECT (user_id, expiration_ts_ms) ON public.account_validity TO media_usage;
 
 COMMIT;
