@@ -1,6 +1,6 @@
 //! The commands that the documentation has people type.
 
-use std::fs;
+use std::{fs, path::Path};
 
 use super::{project, read};
 
@@ -13,12 +13,24 @@ pub struct Block {
     pub text: String,
 }
 
-/// README.md and the pages of docs/.
+/// Every page of the repository, relative to it.
 pub fn pages() -> Vec<String> {
-    let docs = fs::read_dir(project().join("docs")).unwrap().map(|entry| entry.unwrap().path());
-    let docs = docs.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
-    let docs = docs.map(|path| format!("docs/{}", path.file_name().unwrap().to_str().unwrap()));
-    docs.chain(["README.md".to_owned()]).collect()
+    fn collect(folder: &Path, pages: &mut Vec<String>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap();
+            let is_made = ["target", "node_modules"].contains(&name);
+            if path.is_dir() && !is_made && (!name.starts_with('.') || name == ".github") {
+                collect(&path, pages);
+            } else if path.extension().is_some_and(|extension| extension == "md") {
+                let page = path.strip_prefix(project()).unwrap();
+                pages.push(page.to_str().unwrap().to_owned());
+            }
+        }
+    }
+    let mut pages = Vec::new();
+    collect(project(), &mut pages);
+    pages
 }
 
 /// The fenced blocks of a page.
