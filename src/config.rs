@@ -16,9 +16,9 @@ pub use parameters::check;
 ///
 /// | variable | meaning | default |
 /// |---|---|---|
-/// | `DATABASE_URL` | libpq URL of the replica: `postgres://user:password@host:port/dbname?parameters`. Beyond loopback addresses and Unix sockets TLS is verified (`sslmode=verify-full`) unless the URL says another `sslmode`; `sslrootcert` is a PEM file of authorities to trust; `connect_timeout`, 1 to 20 and by default 3, is how long a request may wait for a connection, in s | required, unless the secret says it all |
+/// | `DATABASE_URL` | libpq URL of the replica: `postgres://user:password@host:port/dbname?parameter=value`. docs/database.md has its parameters, among them those of TLS and the time limit for a connection | required, unless the secret says it all |
 /// | `DATABASE_SCHEMA` | the schema of Synapse's tables: up to 63 ASCII letters, digits and `_`, which start with neither a digit nor `pg_` | `public` |
-/// | `DATABASE_IAM_AUTH` | `true`: log in with a token of AWS IAM instead of a password; needs `AWS_REGION`, the database's, and verified TLS | `false` |
+/// | `DATABASE_IAM_AUTH` | `true`: log in with a token of AWS IAM instead of a password. Needs `AWS_REGION`, the database's, and verified TLS | `false` |
 /// | `DATABASE_SECRET_ARN` | the secret of Secrets Manager that holds username and password, as RDS keeps it; its `host`, `port` and `dbname` stand in for what the URL leaves out | none |
 /// | `DATABASE_CA_FILE` | PEM file of the authorities to trust in place of those of RDS in `AWS_REGION` | none |
 /// | `DATABASE_POOLER` | `true`: RDS Proxy, or pgbouncer in transaction mode, stands before the database | `false` |
@@ -191,9 +191,9 @@ impl Variables<'_> {
         let is_base = |url: &Url| matches!(url.scheme(), "http" | "https");
         let url =
             Url::parse(&text).ok().filter(is_base).filter(|_| !text.contains(['?', '#', '@']));
-        let problem = format!("{name} must be a base URL that starts with https:// or http://");
-        self.require(url.is_some(), problem);
-        url
+        let rule =
+            "must be a URL that starts with https:// or http://, without user, query and fragment";
+        self.accept(name, url.ok_or(rule.to_owned()))
     }
 
     /// The ARN of a secret.
@@ -304,11 +304,15 @@ mod tests {
             ),
             (
                 &[url, name, secret, ("MAS_ENDPOINT", "mas.example.org")],
-                &["MAS_ENDPOINT must be a base URL that starts with https:// or http://"],
+                &[
+                    "MAS_ENDPOINT must be a URL that starts with https:// or http://, without user, query and fragment",
+                ],
             ),
             (
                 &[url, ("HOMESERVER_URL", "https://u:hunter2@matrix.example.org")],
-                &["HOMESERVER_URL must be a base URL that starts with https:// or http://"],
+                &[
+                    "HOMESERVER_URL must be a URL that starts with https:// or http://, without user, query and fragment",
+                ],
             ),
             (
                 &[url, ("MAS_CACHE_SECONDS", "-1")],
