@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use tracing::{Level, level_filters::LevelFilter};
 use tracing_subscriber::{Layer, filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
-/// Sends the log to the standard output, as Lambda's two variables for it say:
-/// `AWS_LAMBDA_LOG_LEVEL` (`INFO` unless set; a wrong one is logged) and `AWS_LAMBDA_LOG_FORMAT` (`JSON`, else text).
+/// Sends the log to the standard output, as Lambda's variables `AWS_LAMBDA_LOG_LEVEL` and
+/// `AWS_LAMBDA_LOG_FORMAT` say. A wrong level counts as `INFO`, and the log says so.
 ///
 /// The level is that of this crate. The crates below it stay at `ERROR`, whatever the level: at
 /// their more talkative ones they log whole events, texts of statements and notices of the server,
@@ -38,7 +38,7 @@ pub fn init() {
     tracing_subscriber::registry().with(format.with_filter(targets)).init();
     if level.is_none() {
         tracing::error!(
-            "AWS_LAMBDA_LOG_LEVEL is none of FATAL, ERROR, WARN, INFO, DEBUG and TRACE; INFO it is"
+            "AWS_LAMBDA_LOG_LEVEL must be FATAL, ERROR, WARN, INFO, DEBUG or TRACE. Until then it counts as INFO."
         );
     }
     std::panic::set_hook(Box::new(|panic| {
