@@ -92,6 +92,11 @@ fn the_demo_serves_requests_and_hands_variables_on() {
     }
     let hint: Vec<_> = printed.collect();
     let curl = hint.iter().find(|line| line.starts_with("  curl ")).unwrap();
+    let psql = hint.iter().find(|line| line.contains("/psql ")).unwrap();
+    let count =
+        format!("{psql} -Xqtc 'SELECT count(DISTINCT user_id) FROM local_media_repository'");
+    let output = Command::new("sh").args(["-c", &count]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "15", "{output:?}");
 
     let answer = |curl: &str| {
         let curl = format!("no_proxy=127.0.0.1 {curl}");
