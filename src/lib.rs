@@ -26,12 +26,12 @@
 //!
 //! `lambda_http` loses what the contract needs: the repeats of a header in REST events, header values
 //! outside of ASCII, and the difference between `%FF` and `%EF%BF%BD` in a load balancer's query. It
-//! panics on a host that is none and on a query with a raw `<`. The types of a request are still its.
+//! panics on an invalid host and on a query with a raw `<`. The types of a request are still its.
 //!
 //! # Why is there no pool?
 //!
 //! An execution environment answers one request at a time. A second connection would sit idle, and
-//! idle connections are what a replica has fewest of.
+//! a replica has few connections to give.
 //!
 //! # Why is there no trait for the two backends of tokens?
 //!
@@ -59,9 +59,9 @@
 //! # Why does it read ahead?
 //!
 //! Each page of a walk by `next_token` would cost the whole answer once more, because the order and the
-//! total are known only when all users are. So the second page reads what the walk will ask for, and
-//! [`read_ahead`] keeps it for a minute. The first page never comes from memory: whoever reloads wants
-//! to see what is new.
+//! total are known only when all users are. So from the second page on the function reads more users
+//! than the page holds, a few at first and many later in the walk, and [`read_ahead`] keeps them for a
+//! minute. The first page never comes from memory: whoever reloads wants to see what is new.
 //!
 //! # Why does an error have no source?
 //!
