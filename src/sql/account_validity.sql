@@ -1,4 +1,4 @@
--- When a user's account expires, as Unix time in ms; null: never. Asked only with
+-- When a user's account expires, as Unix time in ms, or null for never. Asked only with
 -- ACCOUNT_VALIDITY.
 --
 -- $1 user id   $2 number of the question, which the row repeats as in access_token.sql

@@ -1,7 +1,7 @@
 -- The first question to a session.
 --
 -- pid: its backend's process id, by which another session can cancel its statement.
--- marker: what the function's own settings set; null or empty where they did not arrive.
+-- marker: what the function's own settings set, null or empty where they did not arrive.
 -- one_pass: whether one_pass.sql is to answer everything.
 --
 -- It is where there are so few media that one pass takes less time than planning anything better:
