@@ -329,11 +329,12 @@ async fn answers(
     Ok(answers)
 }
 
-/// A session of the function's role, with nothing but a search path.
+/// A session of the function's role, with nothing but a search path. And without JIT: the traps make texts look
+/// costly enough to be compiled for seconds.
 async fn session_with(database: &Database, path: &str) -> PgConnection {
     let options = PgConnectOptions::from_str(&database.url()).unwrap();
     let mut session = PgConnection::connect_with(&options).await.unwrap();
-    session.execute(format!("SET search_path = {path}").as_str()).await.unwrap();
+    session.execute(format!("SET search_path = {path}; SET jit = off").as_str()).await.unwrap();
     session
 }
 
