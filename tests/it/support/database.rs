@@ -100,23 +100,35 @@ impl Database {
 
     async fn create(cluster: &'static Cluster, name: String, options: &str, schema: &str) -> Self {
         let postgres = Self { name: "postgres".to_owned(), cluster };
-        postgres.run(&format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)")).await;
-        postgres.run(&format!("CREATE DATABASE {name} {options}")).await;
+        let mut superuser = postgres.superuser().await;
+        // Not together: neither can be part of a transaction.
+        for sql in [
+            format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)"),
+            format!("CREATE DATABASE {name} {options}"),
+        ] {
+            sqlx::raw_sql(&sql).execute(&mut superuser).await.unwrap();
+        }
+        superuser.close().await.unwrap();
         let database = Self { name, cluster };
-        database.run(&read(&format!("tests/schema/{schema}.sql"))).await;
+        let mut superuser = database.superuser().await;
+        let tables = read(&format!("tests/schema/{schema}.sql"));
+        sqlx::raw_sql(&tables).execute(&mut superuser).await.unwrap();
         let _alone = ROLE.lock().await;
         // Refused for a role with rights in another database, as this one has of all tests.
         let role = read("src/sql/role.sql");
         let (_, grants) = role.split_once("END $$;").unwrap();
-        let mut superuser = database.superuser().await;
         let is_there = sqlx::query("SELECT FROM pg_roles WHERE rolname = 'media_usage'")
             .fetch_optional(&mut superuser)
             .await
             .unwrap()
             .is_some();
+        for sql in [
+            if is_there { format!("BEGIN;{grants}") } else { role.clone() },
+            "ALTER ROLE media_usage PASSWORD 'p@ss/word'".to_owned(),
+        ] {
+            sqlx::raw_sql(&sql).execute(&mut superuser).await.unwrap();
+        }
         superuser.close().await.unwrap();
-        database.run(&if is_there { format!("BEGIN;{grants}") } else { role.clone() }).await;
-        database.run("ALTER ROLE media_usage PASSWORD 'p@ss/word'").await;
         database
     }
 
@@ -152,9 +164,8 @@ impl Database {
         let rows = read("tests/conformance/dataset.sql");
         // The only column of the rows that the older schema lacks is read by nobody.
         let rows = if schema == "synapse-84" { without_suspended(&rows) } else { rows };
-        database.run(&rows).await;
         // As autovacuum would.
-        database.run("ANALYZE local_media_repository").await;
+        database.run(&format!("{rows}ANALYZE local_media_repository")).await;
         database
     }
 
