@@ -98,7 +98,13 @@ async fn ask(connection: &mut Connection, tables: &str) -> Result<Health, Error>
         cause: connection.missing_grants(tables).await?,
         missing_indexes: Some(Option::unwrap_or_default(indexes)),
         // Last, because nothing can be asked in a transaction in which this has failed.
-        replication_lag_ms: replication_lag_ms(connection).await.unwrap_or_default(),
+        replication_lag_ms: match replication_lag_ms(connection).await {
+            // The server has not refused it, so that no answer before it is sure either.
+            Err(Error::DatabaseUnavailable(cause)) if !cause.starts_with("database error") => {
+                return Err(Error::DatabaseUnavailable(cause));
+            }
+            lag => lag.unwrap_or_default(),
+        },
     })
 }
 
