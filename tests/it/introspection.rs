@@ -17,6 +17,8 @@ use crate::support::{
     },
     aws::{AWS, Secret, TOKENS},
     block_on, cases, conformance,
+    database::Database,
+    function::Function,
     homeserver::{Homeserver, owner},
     mas::{Mas, SECRET},
     now,
@@ -614,13 +616,12 @@ fn endless_answers_fill_no_memory() {
     }
 }
 
-#[test]
-fn the_secret_of_mas_is_read_again_when_mas_refuses_it() {
-    let database = block_on(database("synapse-94"));
+/// A MAS to which each token is good, its secret, and a function that reads the secret.
+fn with_a_secret(database: &Database) -> (Mas, Secret, Function) {
     let mas = Mas::start();
     mas.answers(introspected(&json!({})));
     let secret = Secret::create(&format!("mas_{}", database.name), &format!("{SECRET}\n"));
-    let mut variables = Variables::of(&database)
+    let mut variables = Variables::of(database)
         .with("MAS_ENDPOINT", mas.endpoint())
         .with("MAS_SECRET_ARN", &secret.arn)
         .with("SERVER_NAME", SERVER_NAME)
@@ -630,6 +631,25 @@ fn the_secret_of_mas_is_read_again_when_mas_refuses_it() {
         variables = variables.with(name, value);
     }
     let function = variables.function();
+    (mas, secret, function)
+}
+
+#[test]
+fn the_secret_of_mas_is_read_during_init() {
+    let database = block_on(database("synapse-94"));
+    let (_mas, secret, function) = with_a_secret(&database);
+    // Init is over as soon as it can be frozen.
+    function.pause();
+    function.resume();
+    secret.delete();
+    assert_eq!(ask_function(&function, &case("mat_token")).status, 200);
+    function.stop();
+}
+
+#[test]
+fn the_secret_of_mas_is_read_again_when_mas_refuses_it() {
+    let database = block_on(database("synapse-94"));
+    let (mas, secret, function) = with_a_secret(&database);
     for _ in 0..2 {
         assert_eq!(ask_function(&function, &case("mat_token")).status, 200);
     }

@@ -1,10 +1,11 @@
 //! The one line that a request leaves in the log: a contract with whoever reads it, as are the
 //! metrics in it with template.yaml.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use aws_sdk_secretsmanager::primitives::{DateTime, DateTimeFormat};
 use serde_json::{Value, json};
+use sqlx::Connection;
 
 use crate::support::{
     asking::{self, Variables, ask_function, introspected},
@@ -16,7 +17,7 @@ use crate::support::{
     homeserver::{Homeserver, owner},
     mas::Mas,
     read,
-    server::Refusing,
+    server::{Refusing, Reply},
     snapshot::{assert_snapshot, pretty},
 };
 
@@ -143,6 +144,67 @@ fn the_times_of_a_line_fit_together() {
     }
     // Only an environment's first request is a cold start.
     assert_eq!((&lines[0]["cold_start"], &lines[1]["cold_start"]), (&true.into(), &false.into()));
+}
+
+#[test]
+fn the_line_says_how_long_each_took_who_was_asked() {
+    let database = block_on(asking::database("synapse-94"));
+    let (mas, silent, homeserver) = (Mas::start(), Homeserver::start(), Homeserver::start());
+    mas.answers(Reply::Never);
+    silent.answers(Reply::Never);
+    homeserver.knows("new", owner("@admin:example.com", Some("DEV")));
+    let event = |token: &str| {
+        let mut case = request(Some(""));
+        case.headers[0].1 = format!("Bearer {token}");
+        Gateway::HttpApi.event(&case).unwrap().to_string()
+    };
+    let at_least = |line: &Value, name: &str, ms: f64| {
+        assert!(line[name].as_f64().is_some_and(|it| it >= ms), "{name} {line}");
+    };
+
+    // Whoever is given up at the end of the invocation has a name and a time.
+    let of = || Variables::of(&database);
+    for (variables, name, asking) in [
+        (of().mas(&mas), "mas_ms", "asking MAS"),
+        (of().homeserver(&silent), "homeserver_ms", "asking the homeserver"),
+    ] {
+        let function = variables.function();
+        function.invoke_within(event("any").as_bytes(), Duration::from_secs(1)).unwrap();
+        let line = &lines_of(&function.stop())[0];
+        assert_eq!(line["cause"], format!("{asking}: no answer before the end of the invocation"));
+        at_least(line, name, 400.0);
+    }
+
+    // The database is asked before the homeserver and after it, and the slow one was the first.
+    let function = of().homeserver(&homeserver).function();
+    block_on(async {
+        let mut superuser = database.superuser().await;
+        sqlx::raw_sql("BEGIN; LOCK access_tokens").execute(&mut superuser).await.unwrap();
+        let unlock = async {
+            tokio::time::sleep(Duration::from_millis(400)).await;
+            superuser.close().await.unwrap();
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(|| block_on(unlock));
+            function.invoke(event("new").as_bytes()).unwrap();
+        });
+    });
+    let line = &lines_of(&function.stop())[0];
+    assert_eq!(line["status"], 200);
+    at_least(line, "database_ms", 300.0);
+}
+
+#[test]
+fn a_method_that_is_any_text_stays_out_of_the_log() {
+    let function = Function::start(&[("DATABASE_URL", "postgres://x@127.0.0.1:1/x")]);
+    for method in ["PATCH", "hunter2"] {
+        let event = json!({ "httpMethod": method, "path": "/" }).to_string();
+        function.invoke(event.as_bytes()).unwrap();
+    }
+    let log = function.stop();
+    let lines = log.lines().filter(|line| line.starts_with('{')).collect::<Vec<_>>().join("\n");
+    let lines = lines_of(&lines);
+    assert_eq!((&lines[0]["method"], &lines[1]["method"]), (&"PATCH".into(), &"other".into()));
 }
 
 #[test]

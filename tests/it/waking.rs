@@ -117,5 +117,8 @@ fn a_walk_s_page_waits_beyond_the_half_of_its_time_that_reading_ahead_has() {
         });
         assert_eq!(page(&function, 1, Duration::from_secs(12)), 200);
     });
-    function.stop();
+    let log = function.stop();
+    let line: Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
+    // On a new connection in place of the one that broke, and on another for the page alone.
+    assert_eq!(line["retries"], 2, "{log}");
 }
