@@ -57,7 +57,8 @@ test: check lint build ## Run every check
 	@echo "== tests"
 # What the demo runs, so that no test compiles it beside others.
 	cargo build --locked --bins
-	cargo test --locked --lib --test it -- --show-output
+# `check` has run the unit tests.
+	cargo test --locked --test it -- --show-output
 	@$(MAKE) --no-print-directory --jobs=2 on-14 on-18
 
 # Most of it is waiting, so that many functions share the faults. SOAK_SEED=... makes a run's faults again.
