@@ -11,7 +11,7 @@ use super::{
     cases::{self, Case},
     conformance,
     database::Database,
-    function::Function,
+    function::{Function, TIMEOUT},
     gateway::Gateway,
     homeserver::Homeserver,
     mas::{Mas, SECRET},
@@ -173,8 +173,14 @@ pub async fn ask(service: &Service, token: &str) -> Outcome {
 
 /// Asks the binary.
 pub fn ask_function(function: &Function, case: &Case) -> Outcome {
+    ask_function_within(function, case, TIMEOUT)
+}
+
+/// The same, with the time that the function has for it.
+pub fn ask_function_within(function: &Function, case: &Case, within: Duration) -> Outcome {
     let event = Gateway::HttpApi.event(case).unwrap().to_string();
-    Outcome::of(&Gateway::HttpApi.answer(&function.invoke(event.as_bytes()).unwrap()))
+    let response = function.invoke_within(event.as_bytes(), within).unwrap();
+    Outcome::of(&Gateway::HttpApi.answer(&response))
 }
 
 /// A database with the recorded rows, and with the grants that are optional in `role.sql`.

@@ -51,7 +51,7 @@ pub enum NoOutcome {
 }
 
 /// How long a real function has for an invocation, see template.yaml.
-const TIMEOUT: Duration = Duration::from_secs(28);
+pub const TIMEOUT: Duration = Duration::from_secs(28);
 
 /// A running execution environment.
 pub struct Function {

@@ -293,7 +293,7 @@ fn serve<S: Read + Write>(
                 return Ok(());
             }
             Reply::EndlessInterim(status) => {
-                let many = format!("HTTP/1.1 {status} Whatever\r\n\r\n").repeat(1000);
+                let many = format!("HTTP/1.1 {status} \r\n\r\n").repeat(4000);
                 while stream.write_all(many.as_bytes()).is_ok() {}
                 return Ok(());
             }
