@@ -4,11 +4,21 @@
 use std::{cell::Cell, time::Duration};
 
 use proptest::prelude::*;
+use serde::Deserialize;
 use serde_json::{Value, json};
-use synapse_media_usage::{config::Config, invocation::Invocation, page::Budget, service::Service};
+use sqlx::{PgConnection, Row};
+use synapse_media_usage::{
+    config::Config,
+    invocation::Invocation,
+    page::{Budget, UserMedia},
+    query::{Args, MediaUsageQuery},
+    service::Service,
+    statement::Statements,
+};
 
 use crate::{
     properties::runner,
+    statements::bound,
     support::{
         NOW_MS, block_on,
         cases::request,
@@ -23,18 +33,22 @@ use crate::{
 /// A database of so many users, each with a file whose length and age grow with the user id.
 async fn database(users: usize, displayname: &str) -> Database {
     let database = Database::of_conformance("synapse-94").await;
+    database.run(&rows(users, displayname)).await;
     database
-        .run(&format!(
-            "TRUNCATE profiles, local_media_repository;
-             CREATE TEMPORARY TABLE names AS
-               SELECT '@' || substr(md5(n::text), 1, 12) || lpad(n::text, 6, '0') || ':example.com' AS user_id, n
-                 FROM generate_series(1, {users}) AS n;
-             INSERT INTO local_media_repository (user_id, media_length, created_ts) SELECT user_id, n, n FROM names;
-             INSERT INTO profiles (user_id, full_user_id, displayname) SELECT user_id, user_id, {displayname} FROM names;
-             ANALYZE local_media_repository"
-        ))
-        .await;
-    database
+}
+
+/// What puts these users and files in the place of all others.
+fn rows(users: usize, displayname: &str) -> String {
+    format!(
+        "TRUNCATE profiles, local_media_repository;
+         CREATE TEMPORARY TABLE names AS
+           SELECT '@' || substr(md5(n::text), 1, 12) || lpad(n::text, 6, '0') || ':example.com' AS user_id, n
+             FROM generate_series(1, {users}) AS n;
+         INSERT INTO local_media_repository (user_id, media_length, created_ts) SELECT user_id, n, n FROM names;
+         INSERT INTO profiles (user_id, full_user_id, displayname) SELECT user_id, user_id, {displayname} FROM names;
+         DROP TABLE names;
+         ANALYZE local_media_repository"
+    )
 }
 
 /// Displaynames such as people have.
@@ -316,11 +330,13 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 
 /// A function, its database, and all that its database has been.
 struct World {
-    database: Database,
+    superuser: PgConnection,
     service: Service,
+    /// All users that a query finds, as a list in JSON.
+    users: String,
     now_ms: i64,
-    /// By question: all users and the total of each state of the database, and when it ended.
-    states: Vec<[(Vec<Value>, i64); 4]>,
+    /// By question: all users of each state of the database, and when it ended.
+    states: Vec<[Vec<UserMedia>; 4]>,
     ends_ms: Vec<i64>,
     /// By question: the oldest state that a page may be of, and where its walk is.
     oldest: [usize; 4],
@@ -329,12 +345,16 @@ struct World {
 }
 
 impl World {
-    async fn new() -> Self {
-        let database = database(1_400, NAMES).await;
-        let service = database.service();
+    /// One that begins with the same rows each time.
+    async fn new(database: &Database) -> Self {
+        database.run(&rows(1_400, NAMES)).await;
         let mut world = Self {
-            database,
-            service,
+            superuser: database.superuser().await,
+            service: database.service(),
+            users: format!(
+                "SELECT coalesce(json_agg(page) FILTER (WHERE on_page), '[]')::text FROM ({}) AS page",
+                Statements::in_schema("public").one_pass
+            ),
             now_ms: NOW_MS,
             states: Vec::new(),
             ends_ms: Vec::new(),
@@ -346,15 +366,14 @@ impl World {
         world
     }
 
-    /// Reads what the database is now, by statements that read nothing ahead.
+    /// Reads what the database is now.
     async fn remember(&mut self) {
-        let service = self.database.service();
-        let mut state: [(Vec<Value>, i64); 4] = Default::default();
+        let mut state: [Vec<UserMedia>; 4] = Default::default();
         for (question, state) in QUESTIONS.iter().zip(&mut state) {
-            let (users, total, _) =
-                ask(&service, self.now_ms, &format!("{question}&limit=100000"), Budget::INVOCATION)
-                    .await;
-            *state = (users, total);
+            let query = format!("{question}&limit=100000");
+            let query = MediaUsageQuery::parse(&Args::parse(&query)).unwrap();
+            let users = bound(&self.users, &query).fetch_one(&mut self.superuser).await.unwrap();
+            *state = serde_json::from_str(users.get(0)).unwrap();
         }
         self.states.push(state);
     }
@@ -379,7 +398,7 @@ impl World {
                        SELECT '@' || substr(md5(n::text), 1, 12) || ':new', n, n
                          FROM generate_series({seed}, {seed} + 15) AS n"
                 );
-                self.database.run(&sql).await;
+                sqlx::raw_sql(&sql).execute(&mut self.superuser).await.unwrap();
                 self.ends_ms.push(self.now_ms);
                 self.remember().await;
             }
@@ -397,7 +416,8 @@ impl World {
         // Longer than a page takes, or the clock would seem to be set back.
         self.now_ms += 500;
         let query = format!("{}&from={from}&limit={limit}", QUESTIONS[question]);
-        let (users, total, next) = ask(&self.service, self.now_ms, &query, budget).await;
+        let Answer { users, total, next_token } =
+            ask(&self.service, self.now_ms, &query, budget).await;
         let latest = self.states.len() - 1;
         if from == 0 {
             self.oldest[question] = latest;
@@ -407,40 +427,41 @@ impl World {
             |state: usize| ends_ms.get(state).is_none_or(|end| end + 60_000 >= self.now_ms);
         let states = (self.oldest[question]..=latest).filter(|state| counts(*state));
         let is_of = |state: &usize| {
-            let (all, of_all) = &self.states[*state][question];
+            let all = &self.states[*state][question];
             let rest = all.iter().skip(usize::try_from(from).unwrap());
             let expected = rest.take(usize::try_from(limit).unwrap());
-            *of_all == total && expected.eq(&users)
+            all.len() == total && expected.eq(&users)
         };
         assert!(states.clone().any(|state| is_of(&state)), "{query}: {} of {total}", users.len());
         self.from_memory += usize::from(!is_of(&latest));
-        self.next[question] = next.unwrap_or(0);
+        self.next[question] = next_token.unwrap_or(0);
     }
 }
 
-/// Users, total and `next_token` of a page.
-async fn ask(
-    service: &Service,
-    unix_ms: i64,
-    query: &str,
-    budget: Budget,
-) -> (Vec<Value>, i64, Option<i64>) {
+/// What an answer holds.
+#[derive(Deserialize)]
+struct Answer {
+    users: Vec<UserMedia>,
+    total: usize,
+    next_token: Option<i64>,
+}
+
+async fn ask(service: &Service, unix_ms: i64, query: &str, budget: Budget) -> Answer {
     let invocation = Invocation::new(unix_ms, Duration::from_mins(10));
     let request = conformance::request(&request(Some(query)));
     let answer = conformance::answer(service.respond(&request, budget, &invocation).await.0);
-    let mut page: Value = serde_json::from_str(&answer.body).unwrap();
-    assert_eq!(answer.status, 200, "{query}: {page}");
-    let Value::Array(users) = page["users"].take() else { panic!("{query}: {page}") };
-    (users, page["total"].as_i64().unwrap(), page["next_token"].as_i64())
+    assert_eq!(answer.status, 200, "{query}: {}", answer.body);
+    serde_json::from_str(&answer.body).unwrap()
 }
 
 #[test]
 fn every_page_is_what_the_database_was_in_the_last_minute() {
+    let database = block_on(Database::of_conformance("synapse-94"));
     let old = Cell::new(0);
     runner(10)
         .run(&steps(), |steps| {
             let from_memory = block_on(async {
-                let mut world = World::new().await;
+                let mut world = World::new(&database).await;
                 for step in &steps {
                     world.take(step).await;
                 }
