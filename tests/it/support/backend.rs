@@ -176,10 +176,12 @@ fn stutter(
             return client.shutdown(std::net::Shutdown::Write);
         }
         let said = message(kind[0], &read_body(&mut server)?);
+        let counts = kind == *b"Z" || matches!(repeats, Repeats::Ready);
+        // Counted before it is passed on: whoever got an answer knows what came behind it.
+        let stutters = counts && to_go.fetch_sub(1, Ordering::SeqCst) == 0;
         client.write_all(&said)?;
         answer.extend(said);
-        let counts = kind == *b"Z" || matches!(repeats, Repeats::Ready);
-        if counts && to_go.fetch_sub(1, Ordering::SeqCst) == 0 {
+        if stutters {
             let ready = message(b'Z', b"I");
             client.write_all(if let Repeats::Answer = repeats { &answer } else { &ready })?;
         }
