@@ -37,13 +37,14 @@ async fn database(users: usize, displayname: &str) -> Database {
     database
 }
 
-/// What puts these users and files in the place of all others.
+/// What puts these users and files in the place of all others, in the order of the index, which fills up
+/// sooner so.
 fn rows(users: usize, displayname: &str) -> String {
     format!(
         "TRUNCATE profiles, local_media_repository;
          CREATE TEMPORARY TABLE names AS
            SELECT '@' || substr(md5(n::text), 1, 12) || lpad(n::text, 6, '0') || ':example.com' AS user_id, n
-             FROM generate_series(1, {users}) AS n;
+             FROM generate_series(1, {users}) AS n ORDER BY user_id;
          INSERT INTO local_media_repository (user_id, media_length, created_ts) SELECT user_id, n, n FROM names;
          INSERT INTO profiles (user_id, full_user_id, displayname) SELECT user_id, user_id, {displayname} FROM names;
          DROP TABLE names;
