@@ -574,10 +574,10 @@ fn what_is_remembered_is_still_checked() {
 fn many_tokens_fill_no_memory() {
     let database = block_on(database("synapse-94"));
     let mas = Mas::start();
-    let scope = format!("{CLIENT_API} {ADMIN} {}", "x".repeat(20_000));
+    let scope = format!("{CLIENT_API} {ADMIN} {}", "x".repeat(200_000));
     mas.answers(introspected(&json!({ "scope": scope })));
     let function = Variables::of(&database).mas(&mas).with("MAS_CACHE_SECONDS", "3600").function();
-    for n in 0..2_000 {
+    for n in 0..300 {
         assert_eq!(ask_function(&function, &case(&format!("mat_{n}"))).status, 200);
     }
     let peak = function.peak_memory();
