@@ -162,8 +162,8 @@ fn a_panic_of_the_client_is_a_database_that_cannot_be_reached() {
 #[test]
 fn a_login_that_takes_the_server_s_time_takes_one_thread_and_no_request_s() {
     let database = block_on(Database::of_conformance("synapse-94"));
-    let endless = Says::Scram(u32::MAX);
-    let function = start(&backend::start(&database, vec![endless; 8]));
+    let url = backend::start(&database, vec![Says::Scram(u32::MAX); 8]);
+    let function = start(&format!("{url}?connect_timeout=1"));
     let preflight = {
         let mut case = request(None);
         "OPTIONS".clone_into(&mut case.method);
