@@ -37,7 +37,8 @@ const LONGEST_MESSAGE: usize = 1000;
 /// The homeserver itself.
 pub struct Homeserver {
     client: Client,
-    questions: Mutex<Questions>,
+    /// The Unix time, in ms, at which no question that was asked counts any more.
+    free_ms: Mutex<i64>,
 }
 
 /// Whose token it is (spec: client-server API, `GET /_matrix/client/v3/account/whoami`).
@@ -64,7 +65,7 @@ impl Homeserver {
     /// A homeserver by its base URL.
     pub fn new(url: &Url) -> Self {
         let client = Client::new(url, "/_matrix/client/v3/account/whoami");
-        Self { client, questions: Mutex::default() }
+        Self { client, free_ms: Mutex::default() }
     }
 
     /// Whose token it is, at the Unix time `now_ms`, in ms; `None` for a question of our own, which
@@ -81,7 +82,7 @@ impl Homeserver {
         let text = Some(token.expose()).filter(|it| (1..=LONGEST_TOKEN).contains(&it.len()));
         let text = text.filter(|it| it.bytes().all(|byte| byte.is_ascii_graphic()));
         let bearer = text.and_then(bearer).ok_or(Error::UNKNOWN_TOKEN)?;
-        if now_ms.is_some_and(|now_ms| !lock(&self.questions).take(now_ms)) {
+        if now_ms.is_some_and(|now_ms| !self.may_ask(now_ms)) {
             return Err(Error::TOO_MANY_UNKNOWN_TOKENS);
         }
         let request = Request::builder().header(AUTHORIZATION, bearer);
@@ -99,7 +100,7 @@ impl Homeserver {
                     return Err(rubbish());
                 }
                 // Whoever has a good token may go on.
-                lock(&self.questions).free_ms -= MS_A_QUESTION;
+                *lock(&self.free_ms) -= MS_A_QUESTION;
                 Ok(owner)
             }
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
@@ -115,6 +116,20 @@ impl Homeserver {
             }
             _ => Err(rubbish()),
         }
+    }
+
+    /// Whether another question may be asked, which then counts. Without a bound a flood of bad tokens
+    /// here would be one there.
+    fn may_ask(&self, now_ms: i64) -> bool {
+        let mut free_ms = lock(&self.free_ms);
+        // Never further ahead than all questions reach, because the clock may have been set back.
+        let latest = now_ms.saturating_add(MOST_QUESTIONS * MS_A_QUESTION);
+        *free_ms = free_ms.clamp(now_ms, latest);
+        let may_ask = *free_ms <= latest - MS_A_QUESTION;
+        if may_ask {
+            *free_ms += MS_A_QUESTION;
+        }
+        may_ask
     }
 }
 
@@ -138,34 +153,14 @@ fn is_errcode(text: &str) -> bool {
     (1..=100).contains(&text.len()) && text.contains('_') && text.bytes().all(of_errcode)
 }
 
-/// How many questions may be asked. Without a bound a flood of bad tokens here would be one there.
-#[derive(Default)]
-struct Questions {
-    /// The Unix time, in ms, at which nothing that was asked counts any more.
-    free_ms: i64,
-}
-
-impl Questions {
-    fn take(&mut self, now_ms: i64) -> bool {
-        // Never further ahead than all questions reach, because the clock may have been set back.
-        let latest = now_ms.saturating_add(MOST_QUESTIONS * MS_A_QUESTION);
-        self.free_ms = self.free_ms.clamp(now_ms, latest);
-        let may_ask = self.free_ms <= latest - MS_A_QUESTION;
-        if may_ask {
-            self.free_ms += MS_A_QUESTION;
-        }
-        may_ask
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn ten_questions_at_once_and_one_a_second() {
-        let mut questions = Questions::default();
-        let mut granted = |now_ms, tries| (0..tries).filter(|_| questions.take(now_ms)).count();
+        let homeserver = Homeserver::new(&Url::parse("https://example.org").unwrap());
+        let granted = |now_ms, tries| (0..tries).filter(|_| homeserver.may_ask(now_ms)).count();
         assert_eq!(granted(1_000_000, 100), 10);
         assert_eq!(granted(1_000_999, 100), 0);
         assert_eq!(granted(1_001_500, 100), 1);
