@@ -37,19 +37,8 @@ impl MediaUsage {
 /// columns. All but the total are null in the only row of an empty page.
 type Row = (i64, Option<bool>, Option<String>, Option<String>, Option<i64>, Option<i64>);
 
-/// The page that a query asks for, if an earlier statement read all of it.
-pub fn kept_media_usage(
-    read_ahead: &ReadAhead,
-    _admin: &Admin,
-    query: &MediaUsageQuery,
-    budget: Budget,
-    at: &Invocation,
-) -> Option<MediaUsage> {
-    let (page, total) = read_ahead.page(query, budget, at)?;
-    Some(MediaUsage::new(page, total, None, None))
-}
-
-/// Reads the page that a query asks for, and fills `kept` with its users and those behind.
+/// The page that a query asks for. If no earlier statement read all of it, one reads it now, and up to
+/// `step` users for later pages.
 ///
 /// Page and total are of one snapshot, because one statement reads both. All rows are taken off
 /// the connection even where the budget ends the page earlier: the next request finds it idle,
@@ -67,8 +56,14 @@ pub async fn media_usage(
     _admin: &Admin,
     query: &MediaUsageQuery,
     budget: Budget,
-    mut kept: Option<KeptAnswer>,
-) -> Result<(MediaUsage, Option<KeptAnswer>), Error> {
+    read_ahead: &ReadAhead,
+    step: Option<i64>,
+    at: &Invocation,
+) -> Result<MediaUsage, Error> {
+    if let Some((page, total)) = read_ahead.page(query, budget, at) {
+        return Ok(MediaUsage::new(page, total, None, None));
+    }
+    let mut kept = step.map(|users| read_ahead.room(users, query, at));
     // Rows that no page can hold need not be sent.
     let limit = query.limit.min(budget.most_users());
     let limit = limit.max(kept.as_ref().map_or(0, |kept| kept.room));
@@ -111,6 +106,7 @@ pub async fn media_usage(
     let is_whole = |total: &i64| users >= total.saturating_sub(query.from).min(limit);
     let total = total.filter(is_whole).ok_or(sqlx::Error::RowNotFound).map_err(failed)?;
     pushed?;
-    let read_ahead = kept.as_ref().map(KeptAnswer::users);
-    Ok((MediaUsage::new(page, total, Some(shape), read_ahead), kept))
+    let page = MediaUsage::new(page, total, Some(shape), kept.as_ref().map(KeptAnswer::users));
+    read_ahead.answered(query, page.next_token, kept, at);
+    Ok(page)
 }

@@ -18,7 +18,7 @@ use crate::{
     error::Error,
     gateway::{Event, Kind, RawQuery},
     invocation::Invocation,
-    media_usage::{kept_media_usage, media_usage},
+    media_usage::media_usage,
     page::Budget,
     postgres::{Connection, Connector},
     probe::Health,
@@ -183,13 +183,9 @@ impl Asking<'_> {
             requester.set(Some(admin.user_id().to_owned()));
             // After the token, as in Synapse: who may not ask does not learn what may be asked.
             let query = query.as_ref().map_err(Clone::clone)?;
-            if let page @ Some(_) = kept_media_usage(read_ahead, &admin, query, budget, at) {
-                return Ok(page);
-            }
-            let kept = step.take().map(|users| read_ahead.room(users, query, at));
-            let (page, kept) = media_usage(connection, &admin, query, budget, kept).await?;
-            read_ahead.answered(query, page.next_token, kept, at);
-            Ok(Some(page))
+            media_usage(connection, &admin, query, budget, read_ahead, step.take(), at)
+                .await
+                .map(Some)
         };
         if step.get().is_some() {
             let asked = connector.ask(&at.first_half(), &page).await;
