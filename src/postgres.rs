@@ -76,15 +76,14 @@ pub struct Connector {
     logins: Arc<Semaphore>,
 }
 
-/// What came of asking.
-pub struct Asked<T> {
-    /// The answer.
-    pub answer: Result<T, Error>,
-    /// How long it took, connecting included.
-    pub time: Duration,
-    /// How often it was asked again.
+/// What asking has taken so far.
+#[derive(Default)]
+pub struct Asked {
+    /// How long it took, connecting included; `None` if nothing was asked.
+    pub time: Option<Duration>,
+    /// How often something was asked again.
     pub retries: u32,
-    /// Whether it was given up because there was no time left.
+    /// Whether the latest question was given up because there was no time left.
     pub ran_out: bool,
 }
 
@@ -135,49 +134,50 @@ impl Connector {
     /// Asks `question` on the idle connection or on a new one, within the time that the invocation
     /// has. A connection that breaks, and a replica that cancels what stands in the way of
     /// replication, is asked once more on a new connection, because all that is asked is a question.
-    /// What is given up is cancelled on the server.
+    /// What is given up is cancelled on the server. What it takes is added to `asked`.
     ///
     /// The question finds a transaction that only reads, with the session's settings: through a
     /// pooler one of its own, else that of each statement.
+    ///
+    /// # Errors
+    ///
+    /// Those of the question, of [`Connector::session`], and [`Error::StatementTimeout`].
     pub async fn ask<T>(
         &self,
         invocation: &Invocation,
+        asked: &mut Asked,
         question: impl AsyncFn(&mut Connection) -> Result<T, Error>,
-    ) -> Asked<T> {
+    ) -> Result<T, Error> {
         let start = Instant::now();
         let time_limit = self.time_limit.min(invocation.time_limit());
-        let (mut held, mut retries) = (None, 0);
-        let ask = self.ask_twice(&mut held, &mut retries, invocation.unix_ms, question);
+        let mut held = None;
+        let ask = self.ask_twice(&mut held, &mut asked.retries, invocation.unix_ms, question);
         let answer = tokio::time::timeout(time_limit, ask).await;
-        let ran_out = answer.is_err();
-        let answer = match (answer, held) {
-            (Ok(answer), Some(connection))
-                if !answer.as_ref().is_err_and(Error::poisons_connection) =>
-            {
-                self.give_back(connection);
-                answer
-            }
+        asked.ran_out = answer.is_err();
+        let answer = if let Ok(answer) = answer {
             // After a failure the connection is dropped, not examined.
-            (Ok(answer), _) => answer,
-            (Err(_), held) => {
-                let connecting = held.as_ref().map(|connection| connection.connecting);
-                if let Some(connection) = held {
-                    self.cancel(&connection, invocation).await;
-                }
-                let cause =
-                    format!("no answer from the database within {} ms", time_limit.as_millis());
-                Err(match connecting {
-                    Some(time) if time <= LONG_CONNECT => Error::StatementTimeout(cause),
-                    // Another try may find a database that has woken up.
-                    time => {
-                        let ms = time.map(|it| format!(", {} ms", it.as_millis()));
-                        let ms = ms.unwrap_or_default();
-                        Error::DatabaseUnavailable(format!("{cause}: connecting took too long{ms}"))
-                    }
-                })
+            let is_fit = !answer.as_ref().is_err_and(Error::poisons_connection);
+            if let Some(connection) = held.filter(|_| is_fit) {
+                self.give_back(connection);
             }
+            answer
+        } else {
+            if let Some(connection) = &held {
+                self.cancel(connection, invocation).await;
+            }
+            let cause = format!("no answer from the database within {} ms", time_limit.as_millis());
+            Err(match held.map(|connection| connection.connecting) {
+                Some(time) if time <= LONG_CONNECT => Error::StatementTimeout(cause),
+                // Another try may find a database that has woken up.
+                time => {
+                    let ms = time.map(|it| format!(", {} ms", it.as_millis()));
+                    let ms = ms.unwrap_or_default();
+                    Error::DatabaseUnavailable(format!("{cause}: connecting took too long{ms}"))
+                }
+            })
         };
-        Asked { answer, time: start.elapsed(), retries, ran_out }
+        asked.time = Some(asked.time.unwrap_or_default() + start.elapsed());
+        answer
     }
 
     /// Asks, and leaves the connection in `held`.
@@ -194,7 +194,7 @@ impl Connector {
             Some(connection) => connection,
             None => self.connect(unix_ms, answers_by).await?,
         };
-        let connection = held.insert(connection);
+        let mut connection = held.insert(connection);
         let mut answer = unwinding(connection.transact(&question)).await;
         if matches!(answer, Err(Error::DatabaseUnavailable { .. })) {
             *retries += 1;
@@ -204,18 +204,18 @@ impl Connector {
             let connecting = connection.connecting;
             // Given up before the next is opened. The server hears of it as soon as the relay does.
             *held = None;
-            let connection = held.insert(self.connect(unix_ms, answers_by).await?);
+            connection = held.insert(self.connect(unix_ms, answers_by).await?);
             connection.connecting += connecting;
             answer = unwinding(connection.transact(&question)).await;
         }
-        match (answer, held) {
-            (Err(Error::DatabaseFailed(cause)), Some(connection)) => {
-                let explained = unwinding(connection.explain(&cause));
-                let explained = tokio::time::timeout(SIGN_OF_LIFE, explained).await;
-                Err(Error::DatabaseFailed(explained.ok().and_then(Result::ok).unwrap_or(cause)))
+        // PostgreSQL's own message names no column.
+        if let Err(Error::DatabaseFailed(cause)) = &mut answer {
+            let missing = unwinding(connection.explain(cause));
+            if let Ok(Ok(Some(missing))) = tokio::time::timeout(SIGN_OF_LIFE, missing).await {
+                *cause = format!("{cause}; {missing}");
             }
-            (answer, _) => answer,
         }
+        answer
     }
 
     /// Opens a connection ahead of the first request, at the Unix time `unix_ms`, in ms.
@@ -423,14 +423,11 @@ impl Connection {
         Ok(())
     }
 
-    /// Appends missing grants, tables or columns to the cause of a failure. PostgreSQL's own message
-    /// names no column.
-    async fn explain(&mut self, cause: &str) -> Result<String, Error> {
+    /// Missing grants, tables or columns that explain a failure.
+    async fn explain(&mut self, cause: &str) -> Result<Option<String>, Error> {
         // The transaction has failed. Nothing is asked without the settings.
         self.end().await?;
-        let missing = async |connection: &mut Self| connection.missing_grants(cause).await;
-        let missing = self.transact(&missing).await?;
-        Ok([Some(cause.to_owned()), missing].into_iter().flatten().collect::<Vec<_>>().join("; "))
+        self.transact(&async |connection: &mut Self| connection.missing_grants(cause).await).await
     }
 
     /// Reads what `sql/session.sql` says of the session, which is nobody else's only if the settings

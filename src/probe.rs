@@ -12,7 +12,7 @@ use crate::{
     error::Error,
     invocation::Invocation,
     log::{ms, write_line, xray_trace_id},
-    postgres::{Connection, Connector},
+    postgres::{Asked, Connection, Connector},
 };
 
 /// What a probe has found.
@@ -35,7 +35,7 @@ impl Health {
         let question = async |it: &mut Connection| ask(it, authenticator.tables()).await;
         let database = async {
             connector.check_credentials(at.unix_ms).await?;
-            connector.ask(at, question).await.answer
+            connector.ask(at, &mut Asked::default(), question).await
         };
         let check =
             Box::pin(async { futures_util::join!(database, authenticator.check(at.unix_ms)) });

@@ -20,7 +20,7 @@ use crate::{
     invocation::Invocation,
     media_usage::media_usage,
     page::Budget,
-    postgres::{Connection, Connector},
+    postgres::{Asked, Connection, Connector},
     probe::Health,
     query::{Args, MediaUsageQuery},
     read_ahead::ReadAhead,
@@ -161,7 +161,7 @@ impl Asking<'_> {
         let authenticator = &self.backends.authenticator;
         let mut claim = authenticator.claim(token, self.at, &mut phases.mas).await?;
         loop {
-            if let page @ Some(_) = self.ask_database(&claim, phases).await? {
+            if let page @ Some(_) = self.ask_database(&claim, &mut phases.database).await? {
                 return Ok(page);
             }
             // The replica does not know the token. The homeserver may, and then the replica is
@@ -172,7 +172,7 @@ impl Asking<'_> {
 
     /// The page of an admin; `None` if the replica does not know the token. In a walk the statement
     /// for the page reads ahead. If that fails, the page alone is asked for, once.
-    async fn ask_database(&self, claim: &Claim, phases: &mut Phases) -> Answer {
+    async fn ask_database(&self, claim: &Claim, asked: &mut Asked) -> Answer {
         let Self { query, budget, at, requester, .. } = *self;
         let Backends { connector, authenticator, read_ahead } = self.backends;
         // A page statement takes it, so that one that is asked again reads its own page alone.
@@ -188,18 +188,15 @@ impl Asking<'_> {
                 .map(Some)
         };
         if step.get().is_some() {
-            let asked = connector.ask(&at.first_half(), &page).await;
-            phases.add(&asked);
-            match asked.answer {
-                Err(Error::StatementTimeout(_) | Error::DatabaseFailed(_)) => phases.retries += 1,
-                Err(_) if asked.ran_out => phases.retries += 1,
+            match connector.ask(&at.first_half(), asked, &page).await {
+                Err(Error::StatementTimeout(_) | Error::DatabaseFailed(_)) => (),
+                Err(_) if asked.ran_out => (),
                 answer => return answer,
             }
+            asked.retries += 1;
         }
         step.set(None);
-        let asked = connector.ask(at, page).await;
-        phases.add(&asked);
-        asked.answer
+        connector.ask(at, asked, page).await
     }
 }
 
