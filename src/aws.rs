@@ -23,7 +23,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use sqlx::postgres::PgConnectOptions;
 use tokio::sync::OnceCell;
 
-use crate::{error::chain, lock::lock};
+use crate::{error::chain, hidden::SecretSource, lock::lock};
 
 /// How long AWS may take for an answer. Without a route to it, which is what a VPC without an
 /// endpoint has, this is what a request waits for.
@@ -49,21 +49,22 @@ const CURRENT: &str = "AWSCURRENT";
 /// The version that a rotation under way will make the current one.
 pub const PENDING: &str = "AWSPENDING";
 
-/// A secret of Secrets Manager, as `parse` reads its text: asked for once, and again where it is
+/// A secret, as `parse` reads its text: of Secrets Manager it is asked for once, and again where it is
 /// refused.
 pub struct Secret<T> {
     aws: Aws,
-    arn: String,
+    source: SecretSource,
     parse: fn(&str) -> Result<T, String>,
     /// As it was read last.
     latest: Mutex<Option<T>>,
 }
 
 impl<T: Clone + PartialEq> Secret<T> {
-    /// A secret by its ARN, which names its region. Nothing is read yet.
-    pub fn new(arn: &str, parse: fn(&str) -> Result<T, String>) -> Self {
+    /// A secret, of which nothing is read yet. An ARN names its region.
+    pub fn new(source: SecretSource, parse: fn(&str) -> Result<T, String>) -> Self {
+        let arn = if let SecretSource::Arn(arn) = &source { arn } else { "" };
         let region = arn.split(':').nth(3).unwrap_or_default();
-        Self { aws: Aws::new(region), arn: arn.to_owned(), parse, latest: Mutex::new(None) }
+        Self { aws: Aws::new(region), source, parse, latest: Mutex::new(None) }
     }
 
     /// The secret as it was read last, or else its current version.
@@ -105,7 +106,10 @@ impl<T: Clone + PartialEq> Secret<T> {
     ///
     /// As [`Secret::get`], and where no version has that label.
     pub async fn read(&self, stage: &str) -> Result<T, Failure> {
-        let text = self.aws.secret(&self.arn, stage).await?;
+        let text = match &self.source {
+            SecretSource::Text(text) => text.0.clone(),
+            SecretSource::Arn(arn) => self.aws.secret(arn, stage).await?,
+        };
         let secret = (self.parse)(&text).map_err(Failure::Lasting)?;
         Ok(lock(&self.latest).insert(secret).clone())
     }
@@ -239,7 +243,8 @@ mod tests {
     #[test]
     fn the_arn_of_a_secret_names_its_region() {
         let arn = "arn:aws-us-gov:secretsmanager:us-gov-west-1:123456789012:secret:media-AbCdEf";
-        let secret: Secret<String> = Secret::new(arn, |text| Ok(text.to_owned()));
-        assert_eq!((&*secret.aws.region, &*secret.arn), ("us-gov-west-1", arn));
+        let source = SecretSource::Arn(arn.to_owned());
+        let secret: Secret<String> = Secret::new(source, |text| Ok(text.to_owned()));
+        assert_eq!(secret.aws.region, "us-gov-west-1");
     }
 }

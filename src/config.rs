@@ -7,7 +7,7 @@ use std::{env, ops::RangeInclusive, time::Duration};
 
 use url::Url;
 
-use crate::hidden::Hidden;
+use crate::hidden::{Hidden, SecretSource};
 
 pub use database::{Access, Database, Login};
 pub use parameters::check;
@@ -100,20 +100,11 @@ pub struct MasConfig {
     /// Its base URL.
     pub endpoint: Url,
     /// What it shares with the homeserver.
-    pub secret: MasSecret,
+    pub secret: SecretSource,
     /// What is behind the colon of user ids.
     pub server_name: String,
     /// How long an introspection may be remembered, in ms.
     pub cache_ms: i64,
-}
-
-/// Where the secret is that MAS shares with the homeserver.
-#[derive(Debug)]
-pub enum MasSecret {
-    /// Here.
-    Text(Hidden<String>),
-    /// In Secrets Manager, by the secret's ARN.
-    Arn(String),
 }
 
 impl Authentication {
@@ -124,8 +115,8 @@ impl Authentication {
         let server_name = variables.get("SERVER_NAME").map(|name| name.trim().to_owned());
         let is_right = server_name.as_deref().is_none_or(is_server_name);
         variables.require(is_right, "SERVER_NAME must be a server name such as example.org");
-        let text = variables.get("MAS_SECRET").map(|text| MasSecret::Text(Hidden(text)));
-        let arn = variables.secret_arn("MAS_SECRET_ARN").map(MasSecret::Arn);
+        let text = variables.get("MAS_SECRET").map(|text| SecretSource::Text(Hidden(text)));
+        let arn = variables.secret_arn("MAS_SECRET_ARN").map(SecretSource::Arn);
         let problem = "MAS_SECRET and MAS_SECRET_ARN exclude each other";
         variables.require(text.is_none() || arn.is_none(), problem);
         let secret = text.or(arn);
@@ -385,7 +376,7 @@ mod tests {
             for typed in [arn.to_owned(), format!(" {arn}\n")] {
                 let variables = [MAS[0], MAS[1], name, ("MAS_SECRET_ARN", &typed)];
                 let mas = read(&variables).unwrap().authentication.mas.unwrap();
-                assert!(matches!(&mas.secret, MasSecret::Arn(read) if read == arn));
+                assert!(matches!(&mas.secret, SecretSource::Arn(read) if read == arn));
                 let database = read(&[("DATABASE_SECRET_ARN", &typed)]).unwrap().database;
                 assert_eq!(database.login, Login::Secret(arn.to_owned()));
             }

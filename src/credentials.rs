@@ -9,7 +9,7 @@ use sqlx::postgres::PgConnectOptions;
 use crate::{
     aws::{Aws, Failure, PENDING, Secret},
     config::{Access, Login, check},
-    hidden::Hidden,
+    hidden::{Hidden, SecretSource},
 };
 
 /// Where what the URL does not say comes from.
@@ -28,7 +28,7 @@ impl Credentials {
         match login {
             Login::Url => Self::Url,
             Login::Iam(region) => Self::Iam(Aws::new(region)),
-            Login::Secret(arn) => Self::Secret(Secret::new(arn, parse)),
+            Login::Secret(arn) => Self::Secret(Secret::new(SecretSource::Arn(arn.clone()), parse)),
         }
     }
 

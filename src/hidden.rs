@@ -12,6 +12,15 @@ impl<T> fmt::Debug for Hidden<T> {
     }
 }
 
+/// Where a secret is.
+#[derive(Debug)]
+pub enum SecretSource {
+    /// Here.
+    Text(Hidden<String>),
+    /// In Secrets Manager, by its ARN.
+    Arn(String),
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

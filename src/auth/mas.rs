@@ -17,9 +17,8 @@ use super::{
 use crate::{
     aws::{Failure, Secret},
     client::{Answer, Client, bearer},
-    config::{MasConfig, MasSecret},
+    config::MasConfig,
     error::Error,
-    hidden::Hidden,
     lock::lock,
     postgres::Connection,
 };
@@ -27,19 +26,12 @@ use crate::{
 /// Matrix Authentication Service.
 pub struct Mas {
     client: Client,
-    secret: SharedSecret,
+    /// What it shares with the homeserver, as the `Authorization` header that it wants.
+    secret: Box<Secret<HeaderValue>>,
     server_name: String,
     cache_ms: i64,
     /// The latest introspection of an active token, with a digest of the token in place of the token.
     latest: Mutex<Option<(Vec<u8>, Introspection)>>,
-}
-
-/// What MAS shares with the homeserver.
-enum SharedSecret {
-    /// As the configuration has it.
-    Text(Hidden<String>),
-    /// As the `Authorization` header that MAS wants.
-    Arn(Box<Secret<HeaderValue>>),
 }
 
 impl Mas {
@@ -47,10 +39,7 @@ impl Mas {
     pub fn new(config: MasConfig) -> Self {
         Self {
             client: Client::new(&config.endpoint, "/oauth2/introspect"),
-            secret: match config.secret {
-                MasSecret::Text(text) => SharedSecret::Text(text),
-                MasSecret::Arn(arn) => SharedSecret::Arn(Secret::new(&arn, authorization).into()),
-            },
+            secret: Secret::new(config.secret, authorization).into(),
             server_name: config.server_name,
             cache_ms: config.cache_ms,
             latest: Mutex::default(),
@@ -64,10 +53,7 @@ impl Mas {
     ///
     /// [`Error::IntrospectionFailed`].
     pub async fn authorization(&self) -> Result<HeaderValue, Error> {
-        match &self.secret {
-            SharedSecret::Text(text) => authorization(&text.0).map_err(Error::IntrospectionFailed),
-            SharedSecret::Arn(secret) => secret.get().await.map_err(no_secret),
-        }
+        self.secret.get().await.map_err(no_secret)
     }
 
     /// Finds out whether the secret can be read. Where it cannot, the latest stays in place.
@@ -76,8 +62,7 @@ impl Mas {
     ///
     /// [`Error::IntrospectionFailed`].
     pub async fn check_secret(&self) -> Result<(), Error> {
-        let SharedSecret::Arn(secret) = &self.secret else { return Ok(()) };
-        secret.renewed().await.map(drop).map_err(no_secret)
+        self.secret.renewed().await.map(drop).map_err(no_secret)
     }
 
     /// What a token is good for, at the Unix time `now_ms`, in ms.
@@ -106,9 +91,8 @@ impl Mas {
     async fn ask(&self, token: &AccessToken, now_ms: i64) -> Result<Introspection, Error> {
         let mut answer = self.send(token, self.authorization().await?).await?;
         if matches!(answer.0, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
-            && let SharedSecret::Arn(secret) = &self.secret
             // The secret may have been rotated since it was read.
-            && let Some(renewed) = secret.renewed().await.map_err(no_secret)?
+            && let Some(renewed) = self.secret.renewed().await.map_err(no_secret)?
         {
             answer = self.send(token, renewed).await?;
         }
