@@ -148,7 +148,13 @@ impl Mas {
         let user_id = format!("@{username}:{}", self.server_name);
         let device_id = introspection.device_id();
         let known_device_id = device_id.as_ref().ok().and_then(Option::as_deref);
-        let absent = absent(connection, &user_id, known_device_id).await?;
+        let query = sqlx::query(&connection.statements.device).bind(&user_id).bind(known_device_id);
+        let absent = match connection.lookup("looking up a device", query).await? {
+            // A name that the database's encoding cannot write is nobody's.
+            None | Some((false, _)) => Some(Error::USER_NOT_FOUND),
+            Some((true, false)) if known_device_id.is_some() => Some(Error::TOKEN_NOT_ACTIVE),
+            Some((true, _)) => None,
+        };
         // What is odd in the introspection is odd for the homeserver too.
         match (absent, &claim.owner) {
             (None, _) => drop(device_id?),
@@ -169,22 +175,6 @@ impl Mas {
         }
         Ok(Some(Admin(user_id)))
     }
-}
-
-/// What the replica lacks of a user and a device; `None` if nothing.
-async fn absent(
-    connection: &mut Connection,
-    user_id: &str,
-    device_id: Option<&str>,
-) -> Result<Option<Error>, Error> {
-    let query = sqlx::query(&connection.statements.device).bind(user_id).bind(device_id);
-    Ok(match connection.lookup::<(bool, bool)>("looking up a device", query).await? {
-        // A name that the database's encoding cannot write is nobody's.
-        None | Some((false, _)) => Some(Error::USER_NOT_FOUND),
-        Some((true, device_is_known)) => {
-            (device_id.is_some() && !device_is_known).then_some(Error::TOKEN_NOT_ACTIVE)
-        }
-    })
 }
 
 fn key(token: &AccessToken) -> Vec<u8> {
