@@ -82,17 +82,13 @@ impl Page {
         if self.is_full() {
             return Ok(());
         }
-        let json = serde_json::to_string(user).map_err(|error| {
-            Error::DatabaseFailed(format!("a row cannot be written as JSON: {error}"))
-        })?;
+        let json =
+            serde_json::to_string(user).map_err(|it| Error::DatabaseFailed(it.to_string()))?;
         let comma = usize::from(self.rows > 0);
         let size = self.size + comma + size(&json);
         if size > self.budget.0 - Budget::TAIL {
             self.spent = true;
-            if self.rows == 0 {
-                return Err(Error::UserTooLarge(self.from));
-            }
-            return Ok(());
+            return if self.rows > 0 { Ok(()) } else { Err(Error::UserTooLarge(self.from)) };
         }
         self.body.extend([",", &json].into_iter().skip(1 - comma));
         self.size = size;
