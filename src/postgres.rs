@@ -245,7 +245,7 @@ impl Connector {
     ///
     /// The `Database` errors of [`Error`], after 2.5 s at most, and those of [`Connector::session`].
     pub async fn check_credentials(&self, unix_ms: i64) -> Result<(), Error> {
-        if self.credentials.check(self.database.url(), system_time(unix_ms)).await? {
+        if self.credentials.check(&self.database.url.0, system_time(unix_ms)).await? {
             self.open_idle(unix_ms).await?;
         }
         Ok(())
@@ -285,7 +285,7 @@ impl Connector {
     /// Where the database is, for the log.
     fn address(&self) -> String {
         let options = self.credentials.latest().and_then(|it| self.database.options(it).ok());
-        let options = options.as_ref().unwrap_or(self.database.url());
+        let options = options.as_ref().unwrap_or(&self.database.url.0);
         match options.get_socket() {
             Some(socket) => socket.display().to_string(),
             None => format!("{}:{}", options.get_host(), options.get_port()),
@@ -293,7 +293,7 @@ impl Connector {
     }
 
     async fn log_in(&self, unix_ms: i64) -> Result<Connection, Error> {
-        let access = self.credentials.access(self.database.url(), system_time(unix_ms)).await?;
+        let access = self.credentials.access(&self.database.url.0, system_time(unix_ms)).await?;
         let authorities = &self.database.authorities.0;
         let session = match log_in(self.options(access)?, authorities, &self.logins).await {
             Err(error) if is_refused_password(&error) => match self.credentials.renewed().await? {

@@ -32,7 +32,7 @@ pub struct Database {
     /// What the URL says.
     given: Access,
     /// Where to connect and as whom by the URL alone.
-    url: Hidden<PgConnectOptions>,
+    pub url: Hidden<PgConnectOptions>,
 }
 
 /// How the function proves to the database who it is.
@@ -106,11 +106,6 @@ impl Database {
         let connect_timeout = Duration::from_secs(connect_timeout.unwrap_or(3));
         let (given, url) = (Hidden(given), Hidden(url));
         Some(Self { login, pooler, schema, connect_timeout, authorities, given, url })
-    }
-
-    /// Where to connect and as whom by the URL alone.
-    pub fn url(&self) -> &PgConnectOptions {
-        &self.url.0
     }
 
     /// How to connect, with what a secret or a token adds to the URL.
@@ -608,7 +603,7 @@ mod tests {
         }
         let url = ("DATABASE_URL", "postgres://u:p@h/d?options=-c%20geqo%3Doff%20-c work_mem=64MB");
         let database = read(&[url]).unwrap().database;
-        assert_eq!(database.url().get_options(), Some("-c geqo=off -c work_mem=64MB"));
+        assert_eq!(database.url.0.get_options(), Some("-c geqo=off -c work_mem=64MB"));
         for (variable, value, instead) in [
             ("PGOPTIONS", "-c search_path=x", "use DATABASE_URL"),
             ("PGOPTIONS", "-c geqo=off", "use DATABASE_URL"),
