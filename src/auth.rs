@@ -147,7 +147,7 @@ pub struct Claim {
 }
 
 /// The evidence, or what speaks against it; `None` if the replica does not know the token, its user
-/// or its device, and the homeserver may be asked.
+/// or its device, and [`Authenticator::vouch`] has the last word.
 pub type Verdict = Result<Option<Admin>, Error>;
 
 impl Authenticator {
@@ -221,8 +221,7 @@ impl Authenticator {
     }
 
     /// Checks a claim by the replica. `None` means that the replica does not know the token, its
-    /// user or its device, and that the homeserver can be asked by [`Authenticator::vouch`]. After
-    /// that it is never `None`.
+    /// user or its device. After [`Authenticator::vouch`] it is never `None`.
     ///
     /// # Errors
     ///
@@ -234,7 +233,7 @@ impl Authenticator {
         }
     }
 
-    /// Has the homeserver say whose token it is, and how long that took.
+    /// Has the homeserver, if there is one, say whose token it is, and how long that took.
     ///
     /// # Errors
     ///

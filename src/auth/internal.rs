@@ -22,12 +22,10 @@ pub(super) async fn admin(
         user.ok_or_else(|| refusal(Error::NOT_AN_ADMIN, "it does not know the user"))?
     } else {
         let query = sqlx::query(&connection.statements.access_token).bind(claim.token.expose());
-        match connection.lookup("looking up an access token", query).await? {
-            Some(user) => user,
-            // One of the last seconds, an application service's, or none at all.
-            None if claim.may_ask => return Ok(None),
-            None => return Err(Error::UNKNOWN_TOKEN),
-        }
+        let user = connection.lookup("looking up an access token", query).await?;
+        // One of the last seconds, an application service's, or none at all.
+        let Some(user) = user else { return Ok(None) };
+        user
     };
     let (user_id, valid_until_ms, is_locked, is_guest, is_admin): User = user;
     if valid_until_ms.is_some_and(|valid_until_ms| valid_until_ms < claim.at.unix_ms) {
