@@ -79,9 +79,9 @@ pub(super) async fn log_in(
     authorities: &[u8],
     slots: &Arc<Semaphore>,
 ) -> Result<(PgConnection, Relay), sqlx::Error> {
-    let busy = || sqlx::Error::Protocol("an earlier login is still computing".to_owned());
     let slot = tokio::time::timeout(SLOT_TIMEOUT, Arc::clone(slots).acquire_owned()).await;
-    let slot = slot.map_err(|_| busy())?;
+    let busy = "an earlier login is still computing";
+    let slot = slot.map_err(|_| sqlx::Error::Protocol(busy.to_owned()))?;
     let (mut sender, receiver) = oneshot::channel();
     let (logged_in, relay) = oneshot::channel();
     let (runtime, authorities) = (Handle::current(), authorities.to_vec());
@@ -90,7 +90,6 @@ pub(super) async fn log_in(
             let (options, relay) = relayed(options, &authorities, relay).await?;
             Ok((options.connect().await?, relay))
         };
-        let login = AssertUnwindSafe(login).catch_unwind();
         tokio::select! {
             session = login => drop(sender.send(session)),
             () = sender.closed() => (),
@@ -98,13 +97,10 @@ pub(super) async fn log_in(
         drop(slot);
     };
     thread::Builder::new().spawn(move || runtime.block_on(login))?;
-    match receiver.await {
-        Ok(Ok(session)) => {
-            let _ = logged_in.send(());
-            session
-        }
-        Ok(Err(_)) | Err(_) => Err(sqlx::Error::Protocol(PANICKED.to_owned())),
-    }
+    // Where sqlx panics, the thread ends without a word.
+    let session = receiver.await.map_err(|_| sqlx::Error::Protocol(PANICKED.to_owned()))?;
+    let _ = logged_in.send(());
+    session
 }
 
 /// Ends a session politely.
