@@ -25,7 +25,7 @@ pub use self::failure::{failure, is_in_no_row};
 use self::{
     failure::{SET_POOLER, connecting, is_refused_password},
     relay::Relay,
-    session::{MARKER, begin, in_time, index_scans_off, log_in, log_out, settings, unwinding},
+    session::{begin, in_time, index_scans_off, log_in, log_out, settings, unwinding},
 };
 use crate::{
     config::{Access, Database},
@@ -67,7 +67,7 @@ pub struct Connector {
     credentials: Credentials,
     statements: &'static Statements,
     settings: Vec<(&'static str, String)>,
-    /// The value of [`MARKER`] that only this connector's sessions have.
+    /// What only this connector's sessions have among their settings.
     marker: String,
     /// How long asking may take, connecting included.
     time_limit: Duration,
@@ -120,7 +120,7 @@ impl Connector {
             credentials: Credentials::new(&database.login),
             // They live as long as the process.
             statements: Box::leak(Box::new(Statements::in_schema(&database.schema))),
-            settings: settings(statement_timeout),
+            settings: settings(statement_timeout, &marker),
             marker,
             // The server gives up a statement by itself. This is for a server that does not, or
             // that is not there any more. template.yaml keeps it below the function's own timeout.
@@ -322,7 +322,7 @@ impl Connector {
             let _ = write!(connection.first, "; {}", self.statements.collation);
         }
         if self.database.pooler {
-            let begin = begin(&self.settings, &self.marker);
+            let begin = begin(&self.settings);
             connection.begin = Some(format!("{begin}; {}", self.statements.session));
         } else {
             // All in one round trip.
@@ -348,7 +348,6 @@ impl Connector {
                 .options(self.settings.iter().map(|(name, value)| (name, value)))
                 .options([("default_transaction_read_only", "on")])
                 .options([("default_transaction_isolation", "repeatable\\ read")])
-                .options([(MARKER, &self.marker)])
         })
     }
 

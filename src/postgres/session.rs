@@ -24,12 +24,9 @@ const SLOT_TIMEOUT: Duration = Duration::from_millis(100);
 /// What is logged where sqlx panicked.
 const PANICKED: &str = "what the database server sent made the client panic";
 
-/// A setting that only this function makes, and that `sql/session.sql` reads.
-pub(super) const MARKER: &str = "synapse_media_usage.session";
-
 /// The settings of a session, as SQL writes their values: what is searched for names, how long
-/// statements may take, and how they are planned.
-pub(super) fn settings(statement_timeout: Duration) -> Vec<(&'static str, String)> {
+/// statements may take, and how they are planned. By `marker` a session proves to have them.
+pub(super) fn settings(statement_timeout: Duration, marker: &str) -> Vec<(&'static str, String)> {
     vec![
         // Whoever may create something in another schema could otherwise slip an operator or a
         // function of their own into a statement. Left out, pg_temp is searched first.
@@ -48,17 +45,18 @@ pub(super) fn settings(statement_timeout: Duration) -> Vec<(&'static str, String
         ("random_page_cost", "1.1".to_owned()),
         // Users to be summed up and sorted stay in memory; in kB.
         ("work_mem", "65536".to_owned()),
+        // Only this function makes it, and `sql/session.sql` reads it.
+        ("synapse_media_usage.session", marker.to_owned()),
     ]
 }
 
 /// Begins a request's transaction through a pooler. There the isolation level cannot be a setting,
 /// because `SET LOCAL` comes too late for it. What is set is gone with the transaction.
-pub(super) fn begin(settings: &[(&str, String)], marker: &str) -> String {
+pub(super) fn begin(settings: &[(&str, String)]) -> String {
     let mut begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY".to_owned();
-    for (name, value) in settings.iter().map(|(name, value)| (*name, value.as_str())) {
+    for (name, value) in settings {
         let _ = write!(begin, "; SET LOCAL {name} = {value}");
     }
-    let _ = write!(begin, "; SET LOCAL {MARKER} = {marker}");
     begin
 }
 
