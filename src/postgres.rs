@@ -162,8 +162,9 @@ impl Connector {
             }
             answer
         } else {
-            if let Some(connection) = &held {
-                self.cancel(connection, invocation).await;
+            // Through a pooler there is no process before a session was lent: nothing is under way.
+            if let Some(Connection { pid: pid @ 1.., .. }) = held {
+                self.cancel(pid, invocation).await;
             }
             let cause = format!("no answer from the database within {} ms", time_limit.as_millis());
             Err(match held.map(|connection| connection.connecting) {
@@ -354,16 +355,12 @@ impl Connector {
     /// Cancels the statement under way, on a new connection that is kept in place of this one. A
     /// failure is only logged. The caller already gets a 504, and `statement_timeout` ends the
     /// statement.
-    async fn cancel(&self, connection: &Connection, invocation: &Invocation) {
-        if connection.pid == 0 {
-            // Through a pooler, before a session was lent: nothing is under way.
-            return;
-        }
+    async fn cancel(&self, pid: i32, invocation: &Invocation) {
         let time_limit = CANCEL_TIMEOUT.min(invocation.last_time_limit());
         let cancel = async {
             let mut other = self.connect(invocation.unix_ms, Instant::now() + time_limit).await?;
             let cancel = async |other: &mut Connection| {
-                let cancel = sqlx::query(&other.statements.cancel).bind(connection.pid);
+                let cancel = sqlx::query(&other.statements.cancel).bind(pid);
                 other.row("cancelling a statement", cancel).await
             };
             let _: (bool,) = other.transact(&cancel).await?;
