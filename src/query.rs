@@ -47,8 +47,11 @@ pub struct MediaUsageQuery {
     pub from: i64,
     /// How many users the page may hold; 0 to 2^63-1.
     pub limit: i64,
-    /// Which media count, by the time of their upload.
-    pub window: TimeWindow,
+    /// Only media with a `created_ts` (Unix time in ms) greater than this count, which is one below
+    /// `from_ts`; `None` counts also those without one.
+    pub after: Option<i64>,
+    /// Only media with a `created_ts` up to and including this count.
+    pub until: Option<i64>,
     /// Which users count: those with this text in their names, literally and case-sensitively (D1).
     /// It is not empty, and may be personal. `None` for all.
     pub search_term: Option<Hidden<String>>,
@@ -86,7 +89,8 @@ impl MediaUsageQuery {
             from: from.unwrap_or(0),
             limit: limit.unwrap_or(Self::DEFAULT_LIMIT),
             // As in Synapse, `from_ts` 0 is no filter.
-            window: TimeWindow { after: (from_ts > 0).then(|| from_ts - 1), until: until_ts },
+            after: (from_ts > 0).then(|| from_ts - 1),
+            until: until_ts,
             search_term,
         })
     }
@@ -129,23 +133,6 @@ pub enum Direction {
     /// `b`: descending.
     #[serde(rename = "b")]
     Backwards,
-}
-
-/// The part of `created_ts` (Unix time in ms) that counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TimeWindow {
-    /// Only media with a `created_ts` greater than this, which is one below `from_ts`; `None` keeps
-    /// also those without one.
-    pub after: Option<i64>,
-    /// Only media with a `created_ts` up to and including this.
-    pub until: Option<i64>,
-}
-
-impl TimeWindow {
-    /// Whether any media is left out.
-    pub fn is_bounded(&self) -> bool {
-        self.after.is_some() || self.until.is_some()
-    }
 }
 
 /// Reads a search term.
@@ -197,7 +184,8 @@ mod tests {
                 dir: Direction::Forwards,
                 from: 0,
                 limit: 100,
-                window: TimeWindow { after: None, until: None },
+                after: None,
+                until: None,
                 search_term: None,
             })
         );
@@ -245,7 +233,7 @@ mod tests {
 
     #[test]
     fn timestamps_beyond_bigint_count_as_the_largest() {
-        let window = |query: &str| parse(query).map(|it| (it.window.after, it.window.until));
+        let window = |query: &str| parse(query).map(|it| (it.after, it.until));
         assert_eq!(window("from_ts=0"), Ok((None, None)));
         assert_eq!(window("from_ts=1"), Ok((Some(0), None)));
         assert_eq!(window("until_ts=0"), Err(Error::UNTIL_NOT_AFTER_FROM));

@@ -130,8 +130,8 @@ impl RequestLog {
 /// Which filters a query sets; their values are nobody's business.
 fn filters(query: &MediaUsageQuery) -> Vec<&'static str> {
     let filters = [
-        ("from_ts", query.window.after.is_some()),
-        ("until_ts", query.window.until.is_some()),
+        ("from_ts", query.after.is_some()),
+        ("until_ts", query.until.is_some()),
         ("search_term", query.search_term.is_some()),
     ];
     filters.into_iter().filter(|(_, is_set)| *is_set).map(|(name, _)| name).collect()

@@ -74,10 +74,10 @@ impl Statements {
 
     /// The statement that answers a [`MediaUsageQuery`] with the page and the total.
     ///
-    /// Its parameters are limit, offset, [`TimeWindow::after`](crate::query::TimeWindow::after),
-    /// [`TimeWindow::until`](crate::query::TimeWindow::until), the search term, [`OrderBy::as_str`]
-    /// and whether the direction is backwards. Its columns are `total`, `on_page` (null if the page
-    /// is empty), `user_id`, `displayname`, `media_count` and `media_length`.
+    /// Its parameters are limit, offset, [`MediaUsageQuery::after`], [`MediaUsageQuery::until`], the
+    /// search term, [`OrderBy::as_str`] and whether the direction is backwards. Its columns are
+    /// `total`, `on_page` (null if the page is empty), `user_id`, `displayname`, `media_count` and
+    /// `media_length`.
     pub fn page(&self, shape: Shape) -> &str {
         match shape {
             Shape::OnePass => &self.one_pass,
@@ -121,7 +121,7 @@ impl Shape {
     /// fit together even if it did.
     pub fn for_query(query: &MediaUsageQuery, one_pass: bool) -> Self {
         let small_page = query.limit <= Self::SMALL_PAGE;
-        let bounded = query.window.is_bounded();
+        let bounded = query.after.or(query.until).is_some();
         let searches = query.search_term.is_some();
         match (query.order_by, query.dir) {
             _ if one_pass => Self::OnePass,

@@ -30,12 +30,11 @@ fuzz_target!(|data: &[u8]| {
             assert!(query.from >= 0 && query.limit >= 0);
             // `after` is exclusive and `from_ts` is not.
             let after = (expected.from_ts > BigInt::ZERO).then(|| clamped(&(expected.from_ts - 1)));
-            assert_eq!(query.window.after, after);
-            assert_eq!(query.window.until, expected.until_ts.as_ref().map(clamped));
-            if let (Some(after), Some(until)) = (query.window.after, query.window.until) {
+            assert_eq!(query.after, after);
+            assert_eq!(query.until, expected.until_ts.as_ref().map(clamped));
+            if let (Some(after), Some(until)) = (query.after, query.until) {
                 assert!(after >= 0 && after <= until);
             }
-            assert_eq!(query.window.is_bounded(), after.or(query.window.until).is_some());
             let term = query.search_term.as_ref();
             assert_eq!(term.map(|term| term.0.as_bytes()), expected.search_term);
             assert!(term.is_none_or(|term| format!("{term:?}") == "Hidden(..)"));

@@ -182,8 +182,8 @@ fn parsing_reads_what_was_written() {
             let query = MediaUsageQuery::parse(&Args::parse(&text)).unwrap();
             assert_eq!(query.from, i64::try_from(from).unwrap_or(i64::MAX));
             assert_eq!(query.limit, i64::try_from(limit).unwrap_or(i64::MAX));
-            assert_eq!(query.window.after, (from_ts > 0).then(|| from_ts - 1));
-            assert_eq!(query.window.until, Some(until_ts));
+            assert_eq!(query.after, (from_ts > 0).then(|| from_ts - 1));
+            assert_eq!(query.until, Some(until_ts));
             assert_eq!(query.search_term.unwrap().0, term);
             Ok(())
         })

@@ -48,8 +48,8 @@ pub fn bound<'q>(
     sqlx::query(sql)
         .bind(query.limit)
         .bind(query.from)
-        .bind(query.window.after)
-        .bind(query.window.until)
+        .bind(query.after)
+        .bind(query.until)
         .bind(query.search_term.as_ref().map(|term| &term.0))
         .bind(query.order_by.as_str())
         .bind(query.dir == Direction::Backwards)
@@ -88,7 +88,7 @@ struct Reference {
 
 impl Reference {
     async fn answer(&mut self, connection: &mut PgConnection, query: &MediaUsageQuery) -> Answer {
-        let window = [query.window.after, query.window.until];
+        let window = [query.after, query.until];
         let groups = match self.groups.entry(window) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => entry.insert(groups(connection, window).await),
@@ -711,11 +711,12 @@ impl Kind {
     /// Whether the header of the shape's file says that it answers a query.
     fn is_answered(self, query: &MediaUsageQuery) -> bool {
         let by_media = matches!(query.order_by, OrderBy::MediaCount | OrderBy::MediaLength);
+        let has_window = query.after.is_some() || query.until.is_some();
         match self.shape {
             Shape::OnePass => true,
             Shape::Counts => query.order_by != OrderBy::MediaLength,
-            Shape::Walk => !by_media && !query.window.is_bounded(),
-            Shape::Search => query.search_term.is_some() && !query.window.is_bounded(),
+            Shape::Walk => !by_media && !has_window,
+            Shape::Search => query.search_term.is_some() && !has_window,
         }
     }
 

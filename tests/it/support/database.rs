@@ -288,7 +288,7 @@ pub fn bound<'q>(
     sqlx::query(sql)
         .bind(query.limit)
         .bind(query.from)
-        .bind(query.window.after)
-        .bind(query.window.until)
+        .bind(query.after)
+        .bind(query.until)
         .bind(query.search_term.as_ref().map(|term| &term.0))
 }
