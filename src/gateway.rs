@@ -98,10 +98,10 @@ impl Event {
         *request.method_mut() = Method::from_bytes(method.as_bytes()).unwrap_or(Method::CONNECT);
         // An HTTP API joins repeats by a comma. A second scheme then leaves a blank in the token,
         // and the header is not a valid one (D10).
-        let mut headers = self.pairs("multiValueHeaders", "headers");
-        headers.retain(|(name, _)| name.eq_ignore_ascii_case("authorization"));
+        let headers = self.pairs("multiValueHeaders", "headers");
+        let authorizations = headers.filter(|it| it.0.eq_ignore_ascii_case("authorization"));
         // Two are as wrong as three.
-        for (_, authorization) in headers.into_iter().take(2) {
+        for (_, authorization) in authorizations.take(2) {
             // HTTP servers refuse control characters, but an event made by hand can have one. Its
             // header must not look as if it were absent.
             let is_control = |c: char| c.is_control() && c != '\t';
@@ -126,7 +126,7 @@ impl Event {
         }
         let encode = |text| utf8_percent_encode(text, NON_ALPHANUMERIC);
         let pairs = self.pairs("multiValueQueryStringParameters", "queryStringParameters");
-        let items = pairs.iter().map(|(name, value)| match kind {
+        let items = pairs.map(|(name, value)| match kind {
             // A REST API decodes names and values, a load balancer leaves them as they are.
             Kind::RestApi => format!("{}={}", encode(name), encode(value)),
             _ => format!("{name}={value}"),
@@ -136,16 +136,13 @@ impl Event {
 
     /// The names and values of a field. Its multi-value form, if there is one, has all that the
     /// other has, and the repeats.
-    fn pairs(&self, multi_value: &str, single_value: &str) -> Vec<(String, String)> {
+    fn pairs(&self, multi_value: &str, single_value: &str) -> impl Iterator<Item = (&str, &str)> {
         let fields = [multi_value, single_value].map(|field| self.0[field].as_object());
         let fields = fields.into_iter().flatten().find(|fields| !fields.is_empty());
-        let mut pairs = Vec::new();
-        for (name, value) in fields.into_iter().flatten() {
+        fields.into_iter().flatten().flat_map(|(name, value)| {
             let values = value.as_array().map_or(slice::from_ref(value), Vec::as_slice);
-            let values = values.iter().filter_map(Value::as_str);
-            pairs.extend(values.map(|value| (name.clone(), value.to_owned())));
-        }
-        pairs
+            values.iter().filter_map(Value::as_str).map(|value| (name.as_str(), value))
+        })
     }
 }
 
