@@ -6,6 +6,7 @@ use std::error::Error as _;
 use rustls::CertificateError;
 use sqlx::{error::DatabaseError, postgres::PgDatabaseError};
 
+use super::tls::NO_TLS;
 use crate::{
     aws::Failure,
     error::{Error, chain},
@@ -138,9 +139,7 @@ fn is_passing(code: &str) -> bool {
 /// does not.
 fn is_stale_plan(refusal: &dyn DatabaseError) -> bool {
     let refusal = refusal.try_downcast_ref::<PgDatabaseError>();
-    refusal.is_some_and(|it| {
-        it.code() == "0A000" && it.routine().is_some_and(|it| it == "RevalidateCachedQuery")
-    })
+    refusal.is_some_and(|it| it.code() == "0A000" && it.routine() == Some("RevalidateCachedQuery"))
 }
 
 /// Classes of SQLSTATE whose messages name settings, objects and states of the server, but no
@@ -174,16 +173,12 @@ fn remedy(code: &str) -> Option<&'static str> {
 
 /// What to do about a server whose certificate was refused, or that has none.
 fn tls_remedy(error: &sqlx::Error) -> Option<&'static str> {
-    let source = match error {
-        sqlx::Error::Io(error) => error.get_ref()? as &(dyn std::error::Error + 'static),
-        sqlx::Error::Tls(error) => &**error,
+    let turn_on =
+        "turn TLS on in the server; sslmode=disable in DATABASE_URL is for networks that need none";
+    let error = match error {
+        sqlx::Error::Io(error) => error.get_ref()?.downcast_ref()?,
+        sqlx::Error::Tls(error) if error.to_string() == NO_TLS => return Some(turn_on),
         _ => return None,
-    };
-    let Some(error) = source.downcast_ref::<rustls::Error>() else {
-        // sqlx's own words, when the server declines to speak TLS.
-        return source.to_string().contains("does not support TLS").then_some(
-            "turn TLS on in the server; sslmode=disable in DATABASE_URL is for networks that need none",
-        );
     };
     let rustls::Error::InvalidCertificate(error) = error else { return None };
     Some(match error {

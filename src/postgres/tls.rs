@@ -19,6 +19,9 @@ use tokio_rustls::TlsConnector;
 /// What asks a server for TLS (PostgreSQL, "Message Formats", `SSLRequest`).
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
 
+/// What is logged where a server declines to speak TLS.
+pub(super) const NO_TLS: &str = "server does not support TLS";
+
 /// A connection to the server, with TLS or without.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
@@ -42,7 +45,7 @@ pub(super) async fn secured(
     match (server.read_u8().await?, mode) {
         (b'S', _) => (),
         (b'N', PgSslMode::Prefer) => return Ok(Box::new(server)),
-        (b'N', _) => return Err(sqlx::Error::Tls("server does not support TLS".into())),
+        (b'N', _) => return Err(sqlx::Error::Tls(NO_TLS.into())),
         _ => return Err(sqlx::Error::Protocol("the answer to SSLRequest is none".to_owned())),
     }
     let (connector, name) = connector(options, authorities).map_err(sqlx::Error::Tls)?;
