@@ -25,7 +25,7 @@ pub use self::failure::{failure, is_in_no_row};
 use self::{
     failure::{SET_POOLER, connecting, is_refused_password},
     relay::Relay,
-    session::{begin, in_time, index_scans_off, log_in, log_out, settings, unwinding},
+    session::{begin, in_time, log_in, log_out, settings, unwinding},
 };
 use crate::{
     config::{Access, Database},
@@ -452,7 +452,11 @@ impl Connection {
         if self.index_scans_off {
             // A walk would sort the whole table at each step.
             self.one_pass = true;
-            let off = index_scans_off(self.begin.is_some());
+            // Of the transaction, or of a session that is the function's alone.
+            let set = if self.begin.is_some() { "SET LOCAL" } else { "SET" };
+            let off = ["enable_indexscan", "enable_indexonlyscan", "enable_bitmapscan"]
+                .map(|name| format!("{set} {name} = off;"))
+                .concat();
             sqlx::raw_sql(&off).execute(&mut self.session).await.map_err(column)?;
         }
         Ok(())

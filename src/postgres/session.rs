@@ -60,14 +60,6 @@ pub(super) fn begin(settings: &[(&str, String)]) -> String {
     begin
 }
 
-/// Takes the indexes out of all plans: of a transaction, or of a session that is the function's alone.
-pub(super) fn index_scans_off(of_transaction: bool) -> String {
-    let set = if of_transaction { "SET LOCAL" } else { "SET" };
-    ["enable_indexscan", "enable_indexonlyscan", "enable_bitmapscan"]
-        .map(|name| format!("{set} {name} = off;"))
-        .concat()
-}
-
 /// Logs in, on a thread of its own and one at a time. sqlx computes the proof of a password in one
 /// loop whose length is the server's choice, and panics on some of what a server can send: neither
 /// may hold up or end an invocation. When this future is dropped, so is the login, at the latest when
