@@ -39,12 +39,9 @@ impl Health {
         };
         let check =
             Box::pin(async { futures_util::join!(database, authenticator.check(at.unix_ms)) });
-        let Ok((database, servers)) = tokio::time::timeout(at.last_time_limit(), check).await
-        else {
-            return Self::failed(&Error::StatementTimeout(
-                "the invocation ran out of time".to_owned(),
-            ));
-        };
+        let found = tokio::time::timeout(at.last_time_limit(), check).await;
+        let ran_out = Error::StatementTimeout("the invocation ran out of time".to_owned());
+        let Ok((database, servers)) = found else { return Self::failed(&ran_out) };
         let found = database.unwrap_or_else(|error| Self::failed(&error));
         let of_servers = servers.into_iter().filter_map(|it| Self::failed(&it.err()?).cause);
         let causes: Vec<_> = found.cause.into_iter().chain(of_servers).collect();
