@@ -97,8 +97,7 @@ impl MediaUsageQuery {
 }
 
 /// `order_by`. Users with equal keys follow each other by `user_id`, ascending, null last (D9).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OrderBy {
     /// The Matrix user id, by its bytes.
     UserId,

@@ -10,7 +10,7 @@
 
 use std::time::Duration;
 
-use lambda_http::http::Method;
+use lambda_http::{Body, Response, http::Method};
 use serde_json::json;
 use tracing::Level;
 
@@ -42,10 +42,6 @@ pub type Answer = Result<Option<MediaUsage>, Error>;
 pub struct RequestLog {
     /// The answer.
     pub answer: Answer,
-    /// The HTTP status code.
-    pub status: u16,
-    /// The length of the body, in bytes.
-    pub bytes: usize,
     /// The user whose rights counted, as [`Admin::user_id`](crate::auth::Admin::user_id).
     pub requester: Option<String>,
     /// What was asked for, if that could be read.
@@ -62,6 +58,7 @@ impl RequestLog {
         &self,
         kind: Kind,
         of: &Method,
+        response: &Response<Body>,
         cold_start: bool,
         request_id: &str,
         at: &Invocation,
@@ -82,11 +79,11 @@ impl RequestLog {
         let source = |page: &MediaUsage| if page.shape.is_some() { "database" } else { "memory" };
         let (total_ms, database_ms) = (ms(at.elapsed()), phases.database.time.map(ms));
         let fields = [
-            ("status", self.status.into()),
+            ("status", response.status().as_u16().into()),
             ("errcode", errcode.into()),
             ("cause", error.and_then(Error::cause).into()),
             ("requester", json!(requester)),
-            ("order_by", json!(query.map(|query| query.order_by))),
+            ("order_by", query.map(|query| query.order_by.as_str()).into()),
             ("dir", json!(query.map(|query| query.dir))),
             ("limit", query.map(|query| query.limit).into()),
             ("from", query.map(|query| query.from).into()),
@@ -95,7 +92,7 @@ impl RequestLog {
             ("shape", json!(page.and_then(|page| page.shape))),
             ("rows", page.map(|page| page.rows).into()),
             ("read_ahead", page.and_then(|page| page.read_ahead).into()),
-            ("bytes", self.bytes.into()),
+            ("bytes", response.body().len().into()),
             ("total_ms", total_ms.into()),
             ("database_ms", database_ms.into()),
             ("mas_ms", phases.mas.map(ms).into()),
@@ -118,11 +115,11 @@ impl RequestLog {
             ("Retries", "Count", Some(phases.database.retries.into())),
             ("DatabaseUnavailable", "Count", count(is_unavailable)),
             ("ReplicaBehind", "Count", count(is_behind)),
-            ("ServerErrors", "Count", count(self.status >= 500 && !is_behind)),
+            ("ServerErrors", "Count", count(response.status().is_server_error() && !is_behind)),
             ("PagesFromMemory", "Count", page.and_then(|page| count(page.shape.is_none()))),
         ];
-        let dimensions =
-            [("Status", Some(self.status.to_string())), ("Errcode", errcode.map(str::to_owned))];
+        let status = response.status().as_str().to_owned();
+        let dimensions = [("Status", Some(status)), ("Errcode", errcode.map(str::to_owned))];
         write_line(at.unix_ms, level, message, fields, &metrics, &dimensions);
     }
 }

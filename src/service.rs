@@ -113,7 +113,7 @@ impl Service {
             response.headers_mut().insert("synapse-trace-id", request_id);
         }
         let cold_start = !self.is_warm.swap(true, Ordering::Relaxed);
-        log.write(kind, request.method(), cold_start, request_id, &invocation);
+        log.write(kind, request.method(), &response, cold_start, request_id, &invocation);
         kind.answer(response)
     }
 
@@ -135,9 +135,8 @@ impl Service {
         }
         .await;
         let response = response(request, &mut answer);
-        let (status, bytes) = (response.status().as_u16(), response.body().len());
         let (requester, query) = (requester.into_inner(), query.ok());
-        (response, RequestLog { answer, status, bytes, requester, query, phases })
+        (response, RequestLog { answer, requester, query, phases })
     }
 
     /// Whom to ask; nobody for a preflight.
