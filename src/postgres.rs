@@ -71,6 +71,7 @@ pub struct Connector {
     marker: String,
     /// How long asking may take, connecting included.
     time_limit: Duration,
+    /// A connection that is fit for the next request.
     idle: Mutex<Option<Connection>>,
     /// One login at a time: each has a thread of its own, and computing cannot be broken off.
     logins: Arc<Semaphore>,
@@ -157,9 +158,7 @@ impl Connector {
         let answer = if let Ok(answer) = answer {
             // After a failure the connection is dropped, not examined.
             let is_fit = !answer.as_ref().is_err_and(Error::poisons_connection);
-            if let Some(connection) = held.filter(|_| is_fit) {
-                self.give_back(connection);
-            }
+            *lock(&self.idle) = held.filter(|_| is_fit);
             answer
         } else {
             // Through a pooler there is no process before a session was lent: nothing is under way.
@@ -225,7 +224,7 @@ impl Connector {
     ///
     /// As [`Connector::session`].
     pub async fn open_idle(&self, unix_ms: i64) -> Result<(), Error> {
-        self.give_back(self.session(unix_ms).await?);
+        *lock(&self.idle) = Some(self.session(unix_ms).await?);
         Ok(())
     }
 
@@ -258,11 +257,6 @@ impl Connector {
         let silent = "an idle connection gave no sign of life within 1 s";
         let answers_by = Some((Instant::now() + SIGN_OF_LIFE, silent));
         Some(Connection { answers_by, connecting: Duration::ZERO, ..connection })
-    }
-
-    /// Takes back a connection that is fit for the next request.
-    fn give_back(&self, connection: Connection) {
-        *lock(&self.idle) = Some(connection);
     }
 
     /// A new connection, which has to answer by a time.
@@ -364,7 +358,7 @@ impl Connector {
                 other.row("cancelling a statement", cancel).await
             };
             let _: (bool,) = other.transact(&cancel).await?;
-            self.give_back(other);
+            *lock(&self.idle) = Some(other);
             Ok(())
         };
         let cause = match tokio::time::timeout(time_limit, unwinding(cancel)).await {
