@@ -25,7 +25,7 @@ pub use self::failure::{failure, is_in_no_row};
 use self::{
     failure::{SET_POOLER, connecting, is_refused_password},
     relay::Relay,
-    session::{begin, in_time, log_in, log_out, settings, unwinding},
+    session::{in_time, log_in, log_out, settings, unwinding},
 };
 use crate::{
     config::{Access, Database},
@@ -317,7 +317,12 @@ impl Connector {
             let _ = write!(connection.first, "; {}", self.statements.collation);
         }
         if self.database.pooler {
-            let begin = begin(&self.settings);
+            // The isolation level cannot be a setting here, because `SET LOCAL` comes too late for it.
+            // What is set is gone with the transaction.
+            let mut begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY".to_owned();
+            for (name, value) in &self.settings {
+                let _ = write!(begin, "; SET LOCAL {name} = {value}");
+            }
             connection.begin = Some(format!("{begin}; {}", self.statements.session));
         } else {
             // All in one round trip.

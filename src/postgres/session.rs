@@ -1,7 +1,6 @@
 //! A session's settings, and logging in and out.
 
 use std::{
-    fmt::Write as _,
     panic::AssertUnwindSafe,
     sync::Arc,
     thread,
@@ -48,16 +47,6 @@ pub(super) fn settings(statement_timeout: Duration, marker: &str) -> Vec<(&'stat
         // Only this function makes it, and `sql/session.sql` reads it.
         ("synapse_media_usage.session", marker.to_owned()),
     ]
-}
-
-/// Begins a request's transaction through a pooler. There the isolation level cannot be a setting,
-/// because `SET LOCAL` comes too late for it. What is set is gone with the transaction.
-pub(super) fn begin(settings: &[(&str, String)]) -> String {
-    let mut begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY".to_owned();
-    for (name, value) in settings {
-        let _ = write!(begin, "; SET LOCAL {name} = {value}");
-    }
-    begin
 }
 
 /// Logs in, on a thread of its own and one at a time. sqlx computes the proof of a password in one
