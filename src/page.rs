@@ -47,6 +47,7 @@ impl Budget {
 /// A page that is being filled, user by user in the order of the page.
 pub struct Page {
     from: i64,
+    /// How many users it may hold; no more than it does once its budget is used up.
     limit: i64,
     budget: Budget,
     /// The body so far: it ends with the latest user.
@@ -55,20 +56,18 @@ pub struct Page {
     size: usize,
     /// How many users it holds.
     pub rows: i64,
-    /// Whether its budget is used up.
-    spent: bool,
 }
 
 impl Page {
     /// An empty page for `limit` users, which starts behind `from` users of the order.
     pub fn new(from: i64, limit: i64, budget: Budget) -> Self {
         let body = String::from("{\"users\":[");
-        Self { from, limit, budget, size: size(&body), body, rows: 0, spent: false }
+        Self { from, limit, budget, size: size(&body), body, rows: 0 }
     }
 
     /// Whether no user is missing, however many follow.
     pub fn is_full(&self) -> bool {
-        self.spent || self.rows >= self.limit
+        self.rows >= self.limit
     }
 
     /// Appends a user, unless the page is full or its budget is used up: then this user and all
@@ -87,7 +86,7 @@ impl Page {
         let comma = usize::from(self.rows > 0);
         let size = self.size + comma + size(&json);
         if size > self.budget.0 - Budget::TAIL {
-            self.spent = true;
+            self.limit = self.rows;
             return if self.rows > 0 { Ok(()) } else { Err(Error::UserTooLarge(self.from)) };
         }
         self.body.extend([",", &json].into_iter().skip(1 - comma));
