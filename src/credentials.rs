@@ -101,7 +101,6 @@ fn parse(secret: &str) -> Result<Access, String> {
     };
     let mut access = Access::default();
     for field in ["username", "password", "host", "port", "dbname"] {
-        let parameter = if field == "username" { "user" } else { field };
         let must = |must: &str| format!("field `{field}` of the secret {must}");
         let text = match fields.get(field) {
             None | Some(Value::Null) => "",
@@ -110,11 +109,11 @@ fn parse(secret: &str) -> Result<Access, String> {
             Some(_) => return Err(must("must be a text")),
         };
         // A person may have typed these two, or a program that knows only floats.
-        let (kind, text) = match parameter {
-            "port" => ("port", text.trim().trim_end_matches(".0")),
-            "host" => ("host", text.trim()),
-            "user" => ("user", text),
-            _ => ("text", text),
+        let (parameter, kind, text) = match field {
+            "port" => (field, "port", text.trim().trim_end_matches(".0")),
+            "host" => (field, "host", text.trim()),
+            "username" => ("user", "user", text),
+            _ => (field, "text", text),
         };
         if !text.is_empty() {
             check(kind, text).map_err(|problem| must(&problem))?;
