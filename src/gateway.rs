@@ -171,10 +171,7 @@ impl Kind {
             answer["cookies"] = json!([]);
         }
         // Moved, because it can be large.
-        answer["body"] = match body {
-            Body::Text(text) => text.into(),
-            _ => "".into(),
-        };
+        answer["body"] = if let Body::Text(text) = body { text.into() } else { "".into() };
         answer
     }
 }
