@@ -136,14 +136,12 @@ pub enum Direction {
 
 /// Reads a search term.
 fn search_term(bytes: &[u8]) -> Result<Hidden<String>, Error> {
-    let term = str::from_utf8(bytes).map_err(|_| Error::SEARCH_TERM_NOT_UTF8)?;
-    if term.contains('\0') {
-        return Err(Error::SEARCH_TERM_WITH_NUL);
+    match str::from_utf8(bytes) {
+        Err(_) => Err(Error::SEARCH_TERM_NOT_UTF8),
+        Ok("") => Err(Error::EMPTY_SEARCH_TERM),
+        Ok(term) if term.contains('\0') => Err(Error::SEARCH_TERM_WITH_NUL),
+        Ok(term) => Ok(Hidden(term.to_owned())),
     }
-    if term.is_empty() {
-        return Err(Error::EMPTY_SEARCH_TERM);
-    }
-    Ok(Hidden(term.to_owned()))
 }
 
 /// Reads a parameter, an integer from 0 on, as Python's `int` reads bytes: ASCII blanks around, one sign, digits
