@@ -174,12 +174,12 @@ fn connect_options(parts: &BTreeMap<String, String>) -> Result<PgConnectOptions,
     // sqlx takes a hostaddr for the host. What it does not know it ignores with a warning, which
     // `crate::log` drops.
     let url = Url::parse_with_params("postgres:", parts).map_err(|error| error.to_string())?;
-    let options: PgConnectOptions =
+    let mut options: PgConnectOptions =
         url.as_str().parse().map_err(|_| "sqlx must be able to read it")?;
-    Ok(match options.get_application_name() {
-        None | Some("") => options.application_name("synapse-media-usage"),
-        Some(_) => options,
-    })
+    if options.get_application_name().unwrap_or_default().is_empty() {
+        options = options.application_name("synapse-media-usage");
+    }
+    Ok(options)
 }
 
 fn is_schema(name: &str) -> bool {
