@@ -170,8 +170,7 @@ impl Connector {
                 Some(time) if time <= LONG_CONNECT => Error::StatementTimeout(cause),
                 // Another try may find a database that has woken up.
                 time => {
-                    let ms = time.map(|it| format!(", {} ms", it.as_millis()));
-                    let ms = ms.unwrap_or_default();
+                    let ms = time.map(|it| format!(", {} ms", it.as_millis())).unwrap_or_default();
                     Error::DatabaseUnavailable(format!("{cause}: connecting took too long{ms}"))
                 }
             })
@@ -190,11 +189,10 @@ impl Connector {
     ) -> Result<T, Error> {
         let first_answer = self.database.connect_timeout + FIRST_ANSWER;
         let answers_by = Instant::now() + first_answer;
-        let connection = match self.take_idle() {
+        let mut connection = held.insert(match self.take_idle() {
             Some(connection) => connection,
             None => self.connect(unix_ms, answers_by).await?,
-        };
-        let mut connection = held.insert(connection);
+        });
         let mut answer = unwinding(connection.transact(&question)).await;
         if matches!(answer, Err(Error::DatabaseUnavailable { .. })) {
             *retries += 1;
@@ -290,13 +288,12 @@ impl Connector {
     async fn log_in(&self, unix_ms: i64) -> Result<Connection, Error> {
         let access = self.credentials.access(&self.database.url.0, system_time(unix_ms)).await?;
         let authorities = &self.database.authorities.0;
-        let session = match log_in(self.options(access)?, authorities, &self.logins).await {
-            Err(error) if is_refused_password(&error) => match self.credentials.renewed().await? {
-                Some(access) => log_in(self.options(access)?, authorities, &self.logins).await,
-                None => Err(error),
-            },
-            session => session,
-        };
+        let mut session = log_in(self.options(access)?, authorities, &self.logins).await;
+        if session.as_ref().is_err_and(is_refused_password)
+            && let Some(access) = self.credentials.renewed().await?
+        {
+            session = log_in(self.options(access)?, authorities, &self.logins).await;
+        }
         let connecting = |error: sqlx::Error| connecting(&self.address(), &error);
         let (session, relay) = session.map_err(connecting)?;
         let mut connection = Connection {
@@ -402,9 +399,8 @@ impl Connection {
         let Some(begin) = &self.begin else { return Ok(()) };
         let begin = format!("{begin}{}", take(&mut self.first));
         let session = sqlx::raw_sql(&begin).fetch_all(&mut self.session);
-        let session = in_time(self.answers_by, session)
-            .await?
-            .map_err(|error| failure("beginning a transaction", &error))?;
+        let session = in_time(self.answers_by, session).await?;
+        let session = session.map_err(|error| failure("beginning a transaction", &error))?;
         self.answers_by = None;
         self.read_session(&session).await
     }
