@@ -82,7 +82,7 @@ impl ReadAhead {
     pub fn step(&self, query: &MediaUsageQuery, at: &Invocation) -> Option<i64> {
         let question = self.question(query)?;
         let walks = self.walks(at);
-        let walk = walks.iter().rfind(|walk| walk.is_at(query.from, &question))?;
+        let walk = walks.iter().rfind(|it| it.next == query.from && it.question == question)?;
         let mut of_question = walks.iter().rev().filter(|walk| walk.question == question);
         let kept = of_question.find_map(|walk| walk.kept.as_ref());
         let step = kept.map_or(self.steps[0], |kept| self.next_step(kept));
@@ -170,13 +170,10 @@ impl ReadAhead {
 }
 
 impl Walk {
-    fn is_at(&self, from: i64, question: &MediaUsageQuery) -> bool {
-        self.next == from && self.question == *question
-    }
-
     /// Takes the place of the walk that came to `from`, or else of one that is where this one is.
     fn go_on(mut self, walks: &mut Vec<Self>, from: i64) {
-        let at = |place| walks.iter().rposition(|walk| walk.is_at(place, &self.question));
+        let at =
+            |place| walks.iter().rposition(|it| it.next == place && it.question == self.question);
         match at(from).or_else(|| at(self.next)).map(|before| walks.remove(before)) {
             Some(before) => self.kept = self.kept.or(before.kept),
             // No page follows, so that this is no walk.
