@@ -139,15 +139,14 @@ fn not_about_the_token(status: StatusCode, refusal: &RefusalBody) -> Error {
         "M_MISSING_TOKEN" => "a proxy on the way drops the Authorization header",
         _ => "look at what stands between the function and HOMESERVER_URL",
     };
-    Error::HomeserverUnavailable(format!(
-        "its answer, status {status}, {errcode}, does not speak of the token: {look}"
-    ))
+    let cause =
+        format!("its answer, status {status}, {errcode}, does not speak of the token: {look}");
+    Error::HomeserverUnavailable(cause)
 }
 
 /// Whether this is formed as an errcode is. Unlike the text it is logged.
 fn is_errcode(text: &str) -> bool {
-    let of_errcode =
-        |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || b"_.".contains(&byte);
+    let of_errcode = |byte| matches!(byte, b'A'..=b'Z' | b'0'..=b'9' | b'_' | b'.');
     (1..=100).contains(&text.len()) && text.contains('_') && text.bytes().all(of_errcode)
 }
 
