@@ -21,8 +21,7 @@ use tokio::{
     task::JoinHandle,
 };
 use tokio_util::{
-    bytes::{Bytes, BytesMut},
-    codec::{BytesCodec, Decoder, FramedRead, FramedWrite},
+    codec::{BytesCodec, FramedWrite, LengthDelimitedCodec, LengthDelimitedCodecError},
     io::ReaderStream,
 };
 
@@ -74,40 +73,31 @@ async fn relay(listener: TcpListener, server: Box<dyn Stream>) -> io::Result<()>
     client.set_nodelay(true)?;
     let (from_client, to_client) = client.split();
     let (from_server, to_server) = split(server);
+    // By the server since the client's latest word, in bytes.
     let said = AtomicUsize::new(0);
     let questions = ReaderStream::new(from_client).inspect_ok(|_| said.store(0, Relaxed));
-    let answers = FramedRead::new(from_server, Messages { said: &said });
+    // Each is a type, the length of the rest, and the rest (PostgreSQL, "Message Formats"). Nothing
+    // is reserved for one that is too long.
+    let messages = LengthDelimitedCodec::builder()
+        .length_field_offset(1)
+        .length_adjustment(1)
+        .num_skip(0)
+        .max_frame_length(LONGEST_MESSAGE - 1)
+        .new_read(from_server);
     // Whatever ends them, what came before is passed on.
-    let answers = answers.take_while(|message| ready(message.is_ok()));
+    let answers = messages.take_while(|message| {
+        let is_too_long = match message {
+            Ok(it) => said.fetch_add(it.len(), Relaxed) + it.len() > LONGEST_ANSWER,
+            Err(it) => matches!(it.get_ref(), Some(it) if it.is::<LengthDelimitedCodecError>()),
+        };
+        if is_too_long {
+            tracing::warn!("the server's answer is longer than any that is asked for");
+        }
+        ready(message.is_ok() && !is_too_long)
+    });
     tokio::select! {
         end = questions.forward(FramedWrite::new(to_server, BytesCodec::new())) => end,
         end = answers.forward(FramedWrite::new(to_client, BytesCodec::new())) => end,
-    }
-}
-
-/// Takes a server's messages apart. Each is a type, the length of the rest, and the rest (PostgreSQL,
-/// "Message Formats").
-struct Messages<'a> {
-    /// How much the server has said since the client's latest word, in bytes.
-    said: &'a AtomicUsize,
-}
-
-impl Decoder for Messages<'_> {
-    type Item = Bytes;
-    type Error = io::Error;
-
-    fn decode(&mut self, from: &mut BytesMut) -> io::Result<Option<Bytes>> {
-        let Some([_, length @ ..]) = from.first_chunk::<5>() else { return Ok(None) };
-        let length = (u32::from_be_bytes(*length) as usize).saturating_add(1);
-        if length > LONGEST_MESSAGE || self.said.load(Relaxed) + length > LONGEST_ANSWER {
-            tracing::warn!("the server's answer is longer than any that is asked for");
-            return Err(io::ErrorKind::InvalidData.into());
-        }
-        if from.len() < length {
-            return Ok(None);
-        }
-        self.said.fetch_add(length, Relaxed);
-        Ok(Some(from.split_to(length).freeze()))
     }
 }
 
