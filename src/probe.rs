@@ -37,8 +37,7 @@ impl Health {
             connector.check_credentials(at.unix_ms).await?;
             connector.ask(at, &mut Asked::default(), question).await
         };
-        let check =
-            Box::pin(async { futures_util::join!(database, authenticator.check(at.unix_ms)) });
+        let check = Box::pin(futures_util::future::join(database, authenticator.check(at.unix_ms)));
         let found = tokio::time::timeout(at.last_time_limit(), check).await;
         let ran_out = Error::StatementTimeout("the invocation ran out of time".to_owned());
         let Ok((database, servers)) = found else { return Self::failed(&ran_out) };
