@@ -25,7 +25,7 @@ pub use self::failure::{failure, is_in_no_row};
 use self::{
     failure::{SET_POOLER, connecting, is_refused_password},
     relay::Relay,
-    session::{in_time, log_in, log_out, settings, unwinding},
+    session::{in_time, log_in, settings, unwinding},
 };
 use crate::{
     config::{Access, Database},
@@ -374,7 +374,11 @@ impl Connector {
     /// Closes the idle connection politely.
     pub async fn close(&self) {
         if let Some(connection) = self.take_idle() {
-            let end = log_out(connection.session, connection.relay);
+            let end = async {
+                let _ = sqlx::Connection::close(connection.session).await;
+                // The server has yet to hear of it.
+                let _ = connection.relay.await;
+            };
             let _ = tokio::time::timeout(CLOSE_TIMEOUT, end).await;
         }
     }

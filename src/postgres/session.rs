@@ -1,4 +1,4 @@
-//! A session's settings, and logging in and out.
+//! A session's settings, and logging in.
 
 use std::{
     panic::AssertUnwindSafe,
@@ -8,7 +8,7 @@ use std::{
 };
 
 use futures_util::FutureExt;
-use sqlx::{ConnectOptions, Connection as _, PgConnection, postgres::PgConnectOptions};
+use sqlx::{ConnectOptions, PgConnection, postgres::PgConnectOptions};
 use tokio::{
     runtime::Handle,
     sync::{Semaphore, oneshot},
@@ -80,13 +80,6 @@ pub(super) async fn log_in(
     let session = receiver.await.map_err(|_| sqlx::Error::Protocol(PANICKED.to_owned()))?;
     let _ = logged_in.send(());
     session
-}
-
-/// Ends a session politely.
-pub(super) async fn log_out(session: PgConnection, relay: Relay) {
-    let _ = session.close().await;
-    // The server has yet to hear of it.
-    let _ = relay.await;
 }
 
 /// Takes a panic for a broken connection.
