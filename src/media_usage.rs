@@ -65,8 +65,7 @@ pub async fn media_usage(
     }
     let mut kept = step.map(|users| read_ahead.room(users, query, at));
     // Rows that no page can hold need not be sent.
-    let limit = query.limit.min(budget.most_users());
-    let limit = limit.max(kept.as_ref().map_or(0, |kept| kept.room));
+    let limit = query.limit.min(budget.most_users()).max(step.unwrap_or(0));
     let shape = Shape::for_query(&MediaUsageQuery { limit, ..query.clone() }, connection.one_pass);
     let mut rows = sqlx::query_as(connection.statements.page(shape))
         .persistent(connection.keeps_statements())

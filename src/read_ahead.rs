@@ -60,7 +60,7 @@ pub struct KeptAnswer {
     /// How many users there are in all; 0 until that is known.
     total: i64,
     /// How many more users it has room for.
-    pub room: i64,
+    room: i64,
     /// The users, each as a line with a JSON array, which repeats no names of fields.
     lines: String,
     /// Where each line begins.

@@ -182,9 +182,8 @@ impl Asking<'_> {
             requester.set(Some(admin.user_id().to_owned()));
             // After the token, as in Synapse: who may not ask does not learn what may be asked.
             let query = query.as_ref().map_err(Clone::clone)?;
-            media_usage(connection, &admin, query, budget, read_ahead, step.take(), at)
-                .await
-                .map(Some)
+            let page = media_usage(connection, &admin, query, budget, read_ahead, step.take(), at);
+            page.await.map(Some)
         };
         if step.get().is_some() {
             match connector.ask(&at.first_half(), asked, &page).await {
