@@ -1,6 +1,6 @@
 //! What AWS gives: secrets, and tokens to log in to a database of RDS.
 //!
-//! Nothing in here runs unless the configuration asks for it.
+//! Nothing in here asks AWS unless the configuration says so.
 
 use std::{
     fmt::Write as _,
