@@ -190,6 +190,16 @@ mod tests {
     }
 
     #[test]
+    fn no_later_user_takes_the_place_of_one_that_does_not_fit() {
+        let mut page = Page::new(40, 9, Budget(1000));
+        for user_id in ["@a:b", &"x".repeat(2000), "@b:b"] {
+            page.push(&user(user_id)).unwrap();
+        }
+        assert!(page.is_full());
+        assert_eq!((page.rows, page.next_token(43)), (1, Some(41)));
+    }
+
+    #[test]
     fn a_user_larger_than_a_page_is_an_error_and_no_silent_end() {
         let mut page = Page::new(40, 1, Budget(1000));
         assert_eq!(page.push(&user(&"x".repeat(2000))), Err(Error::UserTooLarge(40)));
