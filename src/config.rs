@@ -160,31 +160,28 @@ impl Variables<'_> {
         read.map_err(|problem| self.problems.push(format!("{name} {problem}"))).ok()
     }
 
+    /// What `read` makes of a variable. What it refuses is nothing and one more problem.
+    fn read<T>(&mut self, name: &str, must: &str, read: impl Fn(&str) -> Option<T>) -> Option<T> {
+        let value = read(&self.get(name)?);
+        self.accept(name, value.ok_or_else(|| format!("must be {must}")))
+    }
+
     fn flag(&mut self, name: &str) -> bool {
-        let value = self.get(name);
-        let is_right = matches!(value.as_deref(), None | Some("true" | "false"));
-        self.require(is_right, format!("{name} must be true or false"));
-        value.as_deref() == Some("true")
+        self.read(name, "true or false", |text| text.parse().ok()).unwrap_or_default()
     }
 
     fn integer(&mut self, name: &str, range: RangeInclusive<u32>, default: u32) -> u32 {
-        let Some(value) = self.get(name) else { return default };
-        let integer = value.parse().ok().filter(|integer| range.contains(integer));
-        let (least, most) = range.into_inner();
-        let problem = format!("{name} must be an integer from {least} to {most}");
-        self.require(integer.is_some(), problem);
-        integer.unwrap_or(default)
+        let must = format!("an integer from {} to {}", range.start(), range.end());
+        let integer = |text: &str| text.parse().ok().filter(|integer| range.contains(integer));
+        self.read(name, &must, integer).unwrap_or(default)
     }
 
     /// A base URL, to which paths are appended.
     fn base_url(&mut self, name: &str) -> Option<Url> {
-        let text = self.get(name)?;
+        let must = "a URL that starts with https:// or http://, without user, query and fragment";
         let is_base = |url: &Url| matches!(url.scheme(), "http" | "https");
-        let url =
-            Url::parse(&text).ok().filter(is_base).filter(|_| !text.contains(['?', '#', '@']));
-        let rule =
-            "must be a URL that starts with https:// or http://, without user, query and fragment";
-        self.accept(name, url.ok_or(rule.to_owned()))
+        let url = |text: &str| Url::parse(text).ok().filter(is_base);
+        self.read(name, must, |text| url(text).filter(|_| !text.contains(['?', '#', '@'])))
     }
 
     /// The ARN of a secret.
