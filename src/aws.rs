@@ -5,7 +5,7 @@
 use std::{
     fmt::Write as _,
     sync::Mutex,
-    time::{Duration, SystemTime},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use aws_config::{BehaviorVersion, Region, SdkConfig};
@@ -153,16 +153,14 @@ impl Aws {
         answer.secret_string.ok_or_else(|| Failure::Lasting(binary.to_owned()))
     }
 
-    /// A password for [`Login::Iam`](crate::config::Login::Iam), good for 15 minutes from `now` on.
+    /// A password for [`Login::Iam`](crate::config::Login::Iam), good for 15 minutes from the Unix
+    /// time `unix_ms`, in ms, on.
     ///
     /// # Errors
     ///
     /// [`Failure`] where there are no credentials.
-    pub async fn rds_token(
-        &self,
-        url: &PgConnectOptions,
-        now: SystemTime,
-    ) -> Result<String, Failure> {
+    pub async fn rds_token(&self, url: &PgConnectOptions, unix_ms: i64) -> Result<String, Failure> {
+        let now = UNIX_EPOCH + Duration::from_millis(unix_ms.try_into().unwrap_or(0));
         let sign = async {
             let provider = self.config().await.credentials_provider();
             let credentials = provider.ok_or("there is no provider")?.provide_credentials().await?;

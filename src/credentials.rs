@@ -1,8 +1,6 @@
 //! How the function proves to the database who it is: by its URL, by a token of AWS IAM, or by a
 //! secret that may change at any time.
 
-use std::time::SystemTime;
-
 use serde_json::Value;
 use sqlx::postgres::PgConnectOptions;
 
@@ -32,46 +30,41 @@ impl Credentials {
         }
     }
 
-    /// What to connect with; `url` is where to and as whom by the URL alone.
+    /// What to connect with at the Unix time `unix_ms`, in ms; `url` is where to and as whom by the
+    /// URL alone.
     ///
     /// # Errors
     ///
     /// [`Failure`], after 2.5 s at most.
-    pub async fn access(&self, url: &PgConnectOptions, now: SystemTime) -> Result<Access, Failure> {
+    pub async fn access(&self, url: &PgConnectOptions, unix_ms: i64) -> Result<Access, Failure> {
         match self {
             Self::Url => Ok(Access::default()),
             Self::Iam(aws) => {
-                let token = aws.rds_token(url, now).await?;
+                let token = aws.rds_token(url, unix_ms).await?;
                 Ok(Hidden([("password".to_owned(), token)].into()))
             }
             Self::Secret(secret) => secret.get().await,
         }
     }
 
-    /// Finds out whether there is something to connect with, and whether it is another secret than the
-    /// one that was read last. A secret that cannot be read leaves the latest in place.
+    /// Finds out whether there is something to connect with at the Unix time `unix_ms`, in ms, and
+    /// whether it is another secret than the one that was read last. A secret that cannot be read
+    /// leaves the latest in place.
     ///
     /// # Errors
     ///
     /// As [`Credentials::access`].
-    pub async fn check(&self, url: &PgConnectOptions, now: SystemTime) -> Result<bool, Failure> {
+    pub async fn check(&self, url: &PgConnectOptions, unix_ms: i64) -> Result<bool, Failure> {
         match self {
             Self::Secret(secret) => Ok(secret.renewed().await?.is_some()),
-            Self::Url | Self::Iam(_) => self.access(url, now).await.map(|_| false),
+            Self::Url | Self::Iam(_) => self.access(url, unix_ms).await.map(|_| false),
         }
     }
 
-    /// What was last connected with, if it is a secret.
-    pub fn latest(&self) -> Option<Access> {
+    /// The secret, if they are one.
+    pub fn secret(&self) -> Option<&Secret<Access>> {
         let Self::Secret(secret) = self else { return None };
-        secret.latest()
-    }
-
-    /// Has a secret read again for the next connection.
-    pub fn forget(&self) {
-        if let Self::Secret(secret) = self {
-            secret.forget();
-        }
+        Some(secret)
     }
 
     /// What else to connect with, after the database has refused the password; `None` if there is
@@ -84,7 +77,7 @@ impl Credentials {
     ///
     /// As [`Credentials::access`].
     pub async fn renewed(&self) -> Result<Option<Access>, Failure> {
-        let Self::Secret(secret) = self else { return Ok(None) };
+        let Some(secret) = self.secret() else { return Ok(None) };
         match secret.renewed().await? {
             None => Ok(secret.read(PENDING).await.ok()),
             renewed => Ok(renewed),

@@ -12,7 +12,7 @@ use std::{
     hash::{BuildHasher, Hasher, RandomState},
     mem::take,
     sync::{Arc, Mutex},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use sqlx::{
@@ -28,6 +28,7 @@ use self::{
     session::{in_time, log_in, settings, unwinding},
 };
 use crate::{
+    aws::Secret,
     config::{Access, Database},
     credentials::Credentials,
     error::Error,
@@ -243,7 +244,7 @@ impl Connector {
     ///
     /// The `Database` errors of [`Error`], after 2.5 s at most, and those of [`Connector::session`].
     pub async fn check_credentials(&self, unix_ms: i64) -> Result<(), Error> {
-        if self.credentials.check(&self.database.url.0, system_time(unix_ms)).await? {
+        if self.credentials.check(&self.database.url.0, unix_ms).await? {
             self.open_idle(unix_ms).await?;
         }
         Ok(())
@@ -266,9 +267,9 @@ impl Connector {
             let cause = format!("connecting to {} took too long", self.address());
             Err(Error::DatabaseUnavailable(cause))
         });
-        if connection.is_err() {
-            // The next secret may name another place, or a role that can be logged in.
-            self.credentials.forget();
+        if let (Err(_), Some(secret)) = (&connection, self.credentials.secret()) {
+            // The next one may name another place, or a role that can be logged in.
+            secret.forget();
         }
         let silent = "a new connection gave no first answer; is the pooler out of sessions?";
         let answers_by = Some((answers_by, silent));
@@ -277,7 +278,8 @@ impl Connector {
 
     /// Where the database is, for the log.
     fn address(&self) -> String {
-        let options = self.credentials.latest().and_then(|it| self.database.options(it).ok());
+        let latest = self.credentials.secret().and_then(Secret::latest);
+        let options = latest.and_then(|it| self.database.options(it).ok());
         let options = options.as_ref().unwrap_or(&self.database.url.0);
         match options.get_socket() {
             Some(socket) => socket.display().to_string(),
@@ -286,7 +288,7 @@ impl Connector {
     }
 
     async fn log_in(&self, unix_ms: i64) -> Result<Connection, Error> {
-        let access = self.credentials.access(&self.database.url.0, system_time(unix_ms)).await?;
+        let access = self.credentials.access(&self.database.url.0, unix_ms).await?;
         let authorities = &self.database.authorities.0;
         let mut session = log_in(self.options(access)?, authorities, &self.logins).await;
         if session.as_ref().is_err_and(is_refused_password)
@@ -465,8 +467,4 @@ impl Connection {
 /// A number that nobody can guess.
 fn random() -> u64 {
     RandomState::new().build_hasher().finish()
-}
-
-fn system_time(unix_ms: i64) -> SystemTime {
-    UNIX_EPOCH + Duration::from_millis(unix_ms.try_into().unwrap_or(0))
 }
