@@ -51,16 +51,18 @@ pub fn init() {
 /// level is above its own. It is a JSON object. Its fields stand in their order, because people see
 /// the beginning of a line first.
 ///
-/// Behind them come metrics, each with its unit and a value if it has one, for a function that has a
-/// name (Amazon CloudWatch User Guide, "Specification: Embedded metric format"). The first one is
-/// also counted by each of `dimensions` that has a value.
+/// Behind them come the invocation's ids: `request_id` of Lambda's, and that of its trace. Then come
+/// metrics, each with its unit and a value if it has one, for a function that has a name (Amazon
+/// CloudWatch User Guide, "Specification: Embedded metric format"). The first one is also counted by
+/// each of `dimensions` that has a value.
 pub fn write_line(
     unix_ms: i64,
+    request_id: &str,
     level: Level,
     message: &str,
     fields: impl IntoIterator<Item = (&'static str, Value)>,
     metrics: &[(&'static str, &str, Option<f64>)],
-    dimensions: &[(&'static str, Option<String>)],
+    dimensions: &[(&'static str, Option<&str>)],
 ) {
     if level > LevelFilter::current() {
         return;
@@ -74,6 +76,7 @@ pub fn write_line(
         ("message", message.into()),
     ];
     line.extend(fields);
+    line.extend([("request_id", request_id.into()), ("xray_trace_id", xray_trace_id().into())]);
     let function_name = env::var("AWS_LAMBDA_FUNCTION_NAME").unwrap_or_default();
     if !function_name.is_empty() {
         let mut names = Vec::new();
@@ -87,9 +90,9 @@ pub fn write_line(
         let mut directives = vec![directive(&["FunctionName"], &names)];
         line.push(("FunctionName", function_name.into()));
         for (name, value) in dimensions {
-            if let Some(value) = value {
+            if let Some(value) = *value {
                 directives.push(directive(&["FunctionName", name], &names[..1]));
-                line.push((name, value.as_str().into()));
+                line.push((name, value.into()));
             }
         }
         line.push(("_aws", json!({ "Timestamp": unix_ms, "CloudWatchMetrics": directives })));
@@ -109,7 +112,7 @@ pub fn ms(time: Duration) -> f64 {
 
 /// The id of the invocation's trace where X-Ray keeps it. The runtime has the tracing header in this
 /// variable (AWS X-Ray Developer Guide, "Tracing header"), sampled or not.
-pub fn xray_trace_id() -> Option<String> {
+fn xray_trace_id() -> Option<String> {
     let header = env::var("_X_AMZN_TRACE_ID").ok()?;
     let field = |name| header.split(';').find_map(|field| field.strip_prefix(name));
     // A client may have begun the trace, so that any text could be one.

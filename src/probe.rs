@@ -11,7 +11,7 @@ use crate::{
     auth::Authenticator,
     error::Error,
     invocation::Invocation,
-    log::{ms, write_line, xray_trace_id},
+    log::{ms, write_line},
     postgres::{Asked, Connection, Connector},
 };
 
@@ -72,8 +72,6 @@ impl Health {
             ("missing_indexes", json!(self.missing_indexes)),
             ("replication_lag_ms", json!(self.replication_lag_ms)),
             ("total_ms", ms(at.elapsed()).into()),
-            ("request_id", request_id.into()),
-            ("xray_trace_id", xray_trace_id().into()),
         ];
         let count = |indexes: &String| indexes.matches(" (").fold(0.0, |count, _| count + 1.0);
         let metrics = [
@@ -81,7 +79,7 @@ impl Health {
             ("MissingIndexes", "Count", self.missing_indexes.as_ref().map(count)),
             ("ReplicationLag", "Milliseconds", self.replication_lag_ms),
         ];
-        write_line(at.unix_ms, level, message, fields, &metrics, &[]);
+        write_line(at.unix_ms, request_id, level, message, fields, &metrics, &[]);
     }
 }
 

@@ -18,7 +18,7 @@ use crate::{
     error::Error,
     gateway::Kind,
     invocation::Invocation,
-    log::{ms, write_line, xray_trace_id},
+    log::{ms, write_line},
     media_usage::MediaUsage,
     postgres::Asked,
     query::MediaUsageQuery,
@@ -69,7 +69,8 @@ impl RequestLog {
             Err(Error::ReplicaBehind(_)) => (Level::WARN, "the request failed"),
             Err(_) => (Level::ERROR, "the request failed"),
         };
-        let (phases, error) = (&self.phases, self.answer.as_ref().err());
+        let (phases, status) = (&self.phases, response.status());
+        let error = self.answer.as_ref().err();
         let page = self.answer.as_ref().ok().and_then(Option::as_ref);
         // A caller who was refused leaves neither a name nor parameters.
         let is_refused = page.is_none() && level == Level::INFO;
@@ -79,7 +80,7 @@ impl RequestLog {
         let source = |page: &MediaUsage| if page.shape.is_some() { "database" } else { "memory" };
         let (total_ms, database_ms) = (ms(at.elapsed()), phases.database.time.map(ms));
         let fields = [
-            ("status", response.status().as_u16().into()),
+            ("status", status.as_u16().into()),
             ("errcode", errcode.into()),
             ("cause", error.and_then(Error::cause).into()),
             ("requester", json!(requester)),
@@ -101,8 +102,6 @@ impl RequestLog {
             ("cold_start", cold_start.into()),
             ("kind", json!(kind)),
             ("method", method(of).into()),
-            ("request_id", request_id.into()),
-            ("xray_trace_id", xray_trace_id().into()),
         ];
         let is_unavailable = matches!(error, Some(Error::DatabaseUnavailable(_)));
         let is_behind = matches!(error, Some(Error::ReplicaBehind(_)));
@@ -115,23 +114,20 @@ impl RequestLog {
             ("Retries", "Count", Some(phases.database.retries.into())),
             ("DatabaseUnavailable", "Count", count(is_unavailable)),
             ("ReplicaBehind", "Count", count(is_behind)),
-            ("ServerErrors", "Count", count(response.status().is_server_error() && !is_behind)),
+            ("ServerErrors", "Count", count(status.is_server_error() && !is_behind)),
             ("PagesFromMemory", "Count", page.and_then(|page| count(page.shape.is_none()))),
         ];
-        let status = response.status().as_str().to_owned();
-        let dimensions = [("Status", Some(status)), ("Errcode", errcode.map(str::to_owned))];
-        write_line(at.unix_ms, level, message, fields, &metrics, &dimensions);
+        let dimensions = [("Status", Some(status.as_str())), ("Errcode", errcode)];
+        write_line(at.unix_ms, request_id, level, message, fields, &metrics, &dimensions);
     }
 }
 
 /// Which filters a query sets; their values are nobody's business.
 fn filters(query: &MediaUsageQuery) -> Vec<&'static str> {
-    let filters = [
-        ("from_ts", query.after.is_some()),
-        ("until_ts", query.until.is_some()),
-        ("search_term", query.search_term.is_some()),
-    ];
-    filters.into_iter().filter(|(_, is_set)| *is_set).map(|(name, _)| name).collect()
+    let from_ts = query.after.map(|_| "from_ts");
+    let until_ts = query.until.map(|_| "until_ts");
+    let search_term = query.search_term.as_ref().map(|_| "search_term");
+    [from_ts, until_ts, search_term].into_iter().flatten().collect()
 }
 
 /// A method by its name, if it is a usual one: any text can be a method.
