@@ -62,22 +62,17 @@ impl Event {
     /// Where the event comes from.
     pub fn kind(&self) -> Kind {
         let Self(fields) = self;
-        let context = &fields["requestContext"];
-        let is_load_balancer = context["elb"].is_object();
-        // API Gateway asks authorizers, and passes on WebSocket messages, by events that otherwise
-        // look like requests.
-        if !fields["type"].is_null() || !context["connectionId"].is_null() {
-            Kind::Unknown
-        } else if is_load_balancer && fields["multiValueHeaders"].is_object() {
-            Kind::LoadBalancerMultiValue
-        } else if is_load_balancer {
-            Kind::LoadBalancer
-        } else if context["http"]["method"].is_string() {
-            Kind::HttpApi
-        } else if fields["httpMethod"].is_string() && fields["path"].is_string() {
-            Kind::RestApi
-        } else {
-            Kind::Unknown
+        let has_multi_value = fields["multiValueHeaders"].is_object();
+        match &fields["requestContext"] {
+            // API Gateway asks authorizers, and passes on WebSocket messages, by events that otherwise
+            // look like requests.
+            _ if !fields["type"].is_null() => Kind::Unknown,
+            it if !it["connectionId"].is_null() => Kind::Unknown,
+            it if it["elb"].is_object() && has_multi_value => Kind::LoadBalancerMultiValue,
+            it if it["elb"].is_object() => Kind::LoadBalancer,
+            it if it["http"]["method"].is_string() => Kind::HttpApi,
+            _ if fields["httpMethod"].is_string() && fields["path"].is_string() => Kind::RestApi,
+            _ => Kind::Unknown,
         }
     }
 
