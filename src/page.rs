@@ -81,8 +81,7 @@ impl Page {
         if self.is_full() {
             return Ok(());
         }
-        let json =
-            serde_json::to_string(user).map_err(|it| Error::DatabaseFailed(it.to_string()))?;
+        let json = serde_json::to_string(user).unwrap_or_default();
         let comma = usize::from(self.rows > 0);
         let size = self.size + comma + size(&json);
         if size > self.budget.0 - Budget::TAIL {
