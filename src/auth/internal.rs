@@ -34,9 +34,7 @@ pub(super) async fn admin(
 
     // Synapse parses the name before it looks at the flags (`UserID.from_string`).
     let rest = user_id.strip_prefix('@').ok_or(Error::USER_ID_WITHOUT_SIGIL)?;
-    if !rest.contains(':') {
-        return Err(Error::USER_ID_WITHOUT_SERVER_NAME);
-    }
+    rest.find(':').ok_or(Error::USER_ID_WITHOUT_SERVER_NAME)?;
     if is_locked {
         return Err(refusal(Error::USER_LOCKED, "it has the user locked"));
     }
