@@ -75,15 +75,13 @@ impl AccessToken {
     /// The `M_MISSING_TOKEN`s of [`Error`]; [`Error::UNKNOWN_TOKEN`] for bytes that no token in
     /// the database can have (D8).
     pub fn from_request(headers: &HeaderMap, args: &Args) -> Result<Self, Error> {
-        let mut authorizations = headers.get_all(AUTHORIZATION).iter();
-        let token = match (authorizations.next(), args.get("access_token")) {
-            (Some(_), Some(_)) => return Err(Error::MIXED_CREDENTIALS),
-            (None, None) => return Err(Error::MISSING_TOKEN),
-            (None, Some(token)) => token,
-            (Some(_), None) if authorizations.next().is_some() => {
-                return Err(Error::TOO_MANY_AUTHORIZATION_HEADERS);
-            }
-            (Some(authorization), None) => bearer_token(authorization.as_bytes())?,
+        let authorizations: Vec<_> = headers.get_all(AUTHORIZATION).iter().collect();
+        let token = match (&authorizations[..], args.get("access_token")) {
+            ([], None) => return Err(Error::MISSING_TOKEN),
+            ([], Some(token)) => token,
+            ([authorization], None) => bearer_token(authorization.as_bytes())?,
+            (_, None) => return Err(Error::TOO_MANY_AUTHORIZATION_HEADERS),
+            (_, Some(_)) => return Err(Error::MIXED_CREDENTIALS),
         };
         let token = str::from_utf8(token).ok().filter(|token| !token.contains('\0'));
         token.map(|token| Self(token.to_owned())).ok_or(Error::UNKNOWN_TOKEN)
@@ -216,8 +214,7 @@ impl Authenticator {
             let introspect = mas.introspect(&token, at.unix_ms);
             introspection = Some(in_time(at, took, introspect, Error::IntrospectionFailed).await?);
         }
-        let may_ask = self.homeserver.is_some();
-        Ok(Claim { token, at: *at, may_ask, introspection, owner: None })
+        Ok(Claim { token, at: *at, may_ask: self.homeserver.is_some(), introspection, owner: None })
     }
 
     /// Checks a claim by the replica. `None` means that the replica does not know the token, its
