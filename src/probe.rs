@@ -71,7 +71,7 @@ impl Health {
             ("cause", json!(self.cause)),
             ("missing_indexes", json!(self.missing_indexes)),
             ("replication_lag_ms", json!(self.replication_lag_ms)),
-            ("total_ms", ms(at.elapsed()).into()),
+            ("total_ms", ms(at.began.elapsed()).into()),
         ];
         let count = |indexes: &String| indexes.matches(" (").fold(0.0, |count, _| count + 1.0);
         let metrics = [

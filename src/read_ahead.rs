@@ -116,7 +116,7 @@ impl ReadAhead {
         // It is now the most recently used.
         walks[index..].rotate_left(1);
         let next = page.next_token(total);
-        Walk { question, next: next.unwrap_or(query.from), took: at.elapsed(), kept: None }
+        Walk { question, next: next.unwrap_or(query.from), took: at.began.elapsed(), kept: None }
             .go_on(&mut walks, query.from);
         Some((page, total))
     }
@@ -136,7 +136,7 @@ impl ReadAhead {
             // No later page is to be older than the first.
             walks.iter_mut().filter(|it| it.question == question).for_each(|it| it.kept = None);
         }
-        Walk { question, next: next_token.unwrap_or(query.from), took: at.elapsed(), kept }
+        Walk { question, next: next_token.unwrap_or(query.from), took: at.began.elapsed(), kept }
             .go_on(&mut walks, query.from);
         let with_answers = walks.iter_mut().rev().filter(|walk| walk.kept.is_some());
         with_answers.skip(MOST_ANSWERS).for_each(|walk| walk.kept = None);

@@ -78,7 +78,7 @@ impl RequestLog {
         let query = self.query.as_ref().filter(|_| !is_refused);
         let errcode = error.map(|error| error.answer().errcode);
         let source = |page: &MediaUsage| if page.shape.is_some() { "database" } else { "memory" };
-        let (total_ms, database_ms) = (ms(at.elapsed()), phases.database.time.map(ms));
+        let (total_ms, database_ms) = (ms(at.began.elapsed()), phases.database.time.map(ms));
         let fields = [
             ("status", status.as_u16().into()),
             ("errcode", errcode.into()),
