@@ -113,14 +113,11 @@ impl Error {
     /// `search_term` is there but empty.
     pub const EMPTY_SEARCH_TERM: Self = refusal(400, "M_INVALID_PARAM", None, "Query parameter search_term cannot be an empty string.");
 
-    /// The named parameter is not an integer.
-    pub fn not_an_integer(parameter: &str) -> Self {
-        invalid_param(format!("Query parameter {parameter} must be an integer"))
-    }
-
-    /// The named parameter is an integer below zero.
-    pub fn negative_integer(parameter: &str) -> Self {
-        invalid_param(format!("Query parameter {parameter} must be a positive integer."))
+    /// The named parameter is not an integer, or it is a negative one.
+    pub fn invalid_integer(parameter: &str, is_negative: bool) -> Self {
+        let must = if is_negative { "a positive integer." } else { "an integer" };
+        let text = format!("Query parameter {parameter} must be {must}").into();
+        Self::Refusal(Refusal { status: 400, errcode: "M_INVALID_PARAM", soft_logout: None, text })
     }
 
     /// The failures, beside the refusals above: how each is answered, and its cause for the log.
@@ -182,11 +179,6 @@ const fn refusal(
     text: &'static str,
 ) -> Error {
     Error::Refusal(Refusal { status, errcode, soft_logout, text: Cow::Borrowed(text) })
-}
-
-fn invalid_param(text: String) -> Error {
-    let text = text.into();
-    Error::Refusal(Refusal { status: 400, errcode: "M_INVALID_PARAM", soft_logout: None, text })
 }
 
 /// An error's text, and those of what is behind it.

@@ -153,13 +153,12 @@ fn natural(parameter: &str, args: &Args) -> Result<Option<i64>, Error> {
     let text = text.trim_matches([' ', '\t', '\n', '\r', '\x0b', '\x0c']);
     let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
     let is_group = |group: &str| !group.is_empty() && group.bytes().all(|it| it.is_ascii_digit());
-    if !digits.split('_').all(is_group) {
-        return Err(Error::not_an_integer(parameter));
-    }
+    let is_integer = digits.split('_').all(is_group);
     let append = |number: i64, digit: u32| number.saturating_mul(10).saturating_add(digit.into());
     let number = digits.chars().filter_map(|digit| digit.to_digit(10)).fold(0, append);
-    if text.starts_with('-') && number > 0 {
-        return Err(Error::negative_integer(parameter));
+    let is_negative = is_integer && text.starts_with('-') && number > 0;
+    if is_negative || !is_integer {
+        return Err(Error::invalid_integer(parameter, is_negative));
     }
     Ok(Some(number))
 }
@@ -215,14 +214,14 @@ mod tests {
         ] {
             assert_eq!(
                 parse(&format!("limit={text}")),
-                Err(Error::not_an_integer("limit")),
+                Err(Error::invalid_integer("limit", false)),
                 "{text}"
             );
         }
         for text in ["-1", "-1_0", "-99999999999999999999"] {
             assert_eq!(
                 parse(&format!("from={text}")),
-                Err(Error::negative_integer("from")),
+                Err(Error::invalid_integer("from", true)),
                 "{text}"
             );
         }

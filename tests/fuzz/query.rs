@@ -75,8 +75,12 @@ fn expected(form: &form::Form) -> Result<Expected<'_>, Error> {
     };
     let natural = |name| -> Result<Option<BigInt>, Error> {
         let Some(text) = value(name) else { return Ok(None) };
-        let number = python_int(text).ok_or(Error::not_an_integer(name))?;
-        if number < BigInt::ZERO { Err(Error::negative_integer(name)) } else { Ok(Some(number)) }
+        let number = python_int(text).ok_or(Error::invalid_integer(name, false))?;
+        if number < BigInt::ZERO {
+            Err(Error::invalid_integer(name, true))
+        } else {
+            Ok(Some(number))
+        }
     };
     let from = natural("from")?.unwrap_or_default();
     let limit = natural("limit")?.unwrap_or_else(|| 100.into());
