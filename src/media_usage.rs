@@ -18,8 +18,6 @@ pub struct MediaUsage {
     pub body: String,
     /// How many users it holds.
     pub rows: i64,
-    /// Where the next page begins, if there is one.
-    pub next_token: Option<i64>,
     /// The shape of the statement that answered; `None` for a page from memory.
     pub shape: Option<Shape>,
     /// How many users are kept for later pages; `None` if nothing was read ahead.
@@ -28,8 +26,7 @@ pub struct MediaUsage {
 
 impl MediaUsage {
     fn new(page: Page, total: i64, shape: Option<Shape>, read_ahead: Option<usize>) -> Self {
-        let (rows, next_token) = (page.rows, page.next_token(total));
-        Self { body: page.into_body(total), rows, next_token, shape, read_ahead }
+        Self { rows: page.rows, body: page.into_body(total), shape, read_ahead }
     }
 }
 
@@ -105,7 +102,7 @@ pub async fn media_usage(
     let is_whole = |total: &i64| users >= total.saturating_sub(query.from).min(limit);
     let total = total.filter(is_whole).ok_or(sqlx::Error::RowNotFound).map_err(failed)?;
     pushed?;
-    let page = MediaUsage::new(page, total, Some(shape), kept.as_ref().map(KeptAnswer::users));
-    read_ahead.answered(query, page.next_token, kept, at);
-    Ok(page)
+    let users_kept = kept.as_ref().map(KeptAnswer::users);
+    read_ahead.answered(query, page.next_token(total), kept, at);
+    Ok(MediaUsage::new(page, total, Some(shape), users_kept))
 }
