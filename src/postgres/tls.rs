@@ -62,14 +62,13 @@ fn connector(
         roots.add(authority?)?;
     }
     let verifier = WebPkiServerVerifier::builder(Arc::new(roots)).build()?;
-    let config = ClientConfig::builder();
-    let config = if matches!(options.get_ssl_mode(), PgSslMode::VerifyCa | PgSslMode::VerifyFull) {
-        config.with_webpki_verifier(verifier)
-    } else {
-        config.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate(verifier)))
-    };
+    let config = ClientConfig::builder().with_webpki_verifier(Arc::clone(&verifier));
+    let mut config = config.with_no_client_auth();
+    if !matches!(options.get_ssl_mode(), PgSslMode::VerifyCa | PgSslMode::VerifyFull) {
+        config.dangerous().set_certificate_verifier(Arc::new(AnyCertificate(verifier)));
+    }
     let name = ServerName::try_from(options.get_host().to_owned())?;
-    Ok((TlsConnector::from(Arc::new(config.with_no_client_auth())), name))
+    Ok((TlsConnector::from(Arc::new(config)), name))
 }
 
 type Checked = Result<HandshakeSignatureValid, Error>;
