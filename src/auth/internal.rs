@@ -16,6 +16,7 @@ pub(super) async fn admin(
     // of an application service has no device, and its missing rights are no matter of age.
     let is_login = claim.owner.as_ref().is_some_and(|owner| owner.device_id.is_some());
     let refusal = |error, what| if is_login { Error::ReplicaBehind(what) } else { error };
+    let refuse_if = |is: bool, error, what| if is { Err(refusal(error, what)) } else { Ok(()) };
     let user = if let Some(owner) = &claim.owner {
         let query = sqlx::query(&connection.statements.user).bind(&owner.user_id);
         let user = connection.lookup("looking up a user", query).await?;
@@ -35,21 +36,15 @@ pub(super) async fn admin(
     // Synapse parses the name before it looks at the flags (`UserID.from_string`).
     let rest = user_id.strip_prefix('@').ok_or(Error::USER_ID_WITHOUT_SIGIL)?;
     rest.find(':').ok_or(Error::USER_ID_WITHOUT_SERVER_NAME)?;
-    if is_locked {
-        return Err(refusal(Error::USER_LOCKED, "it has the user locked"));
-    }
+    refuse_if(is_locked, Error::USER_LOCKED, "it has the user locked")?;
     if account_validity {
         let query = sqlx::query(&connection.statements.account_validity).bind(&user_id);
         let account = connection.lookup("looking up an account's validity", query).await?;
-        if account.is_some_and(|(expiration_ts_ms,): (i64,)| expiration_ts_ms <= claim.at.unix_ms) {
-            return Err(refusal(Error::ACCOUNT_EXPIRED, "it has the account expired"));
-        }
+        let is_over = |(expiration_ts_ms,): (i64,)| expiration_ts_ms <= claim.at.unix_ms;
+        let has_expired = account.is_some_and(is_over);
+        refuse_if(has_expired, Error::ACCOUNT_EXPIRED, "it has the account expired")?;
     }
-    if is_guest {
-        return Err(refusal(Error::GUEST_ACCESS_FORBIDDEN, "it has the user as a guest"));
-    }
-    if !is_admin {
-        return Err(refusal(Error::NOT_AN_ADMIN, "it has the user as no admin"));
-    }
+    refuse_if(is_guest, Error::GUEST_ACCESS_FORBIDDEN, "it has the user as a guest")?;
+    refuse_if(!is_admin, Error::NOT_AN_ADMIN, "it has the user as no admin")?;
     Ok(Some(Admin(user_id)))
 }
