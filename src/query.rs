@@ -70,29 +70,22 @@ impl MediaUsageQuery {
         let order_by = args.get("order_by").unwrap_or(b"user_id");
         let order_by = OrderBy::ALL.into_iter().find(|it| it.as_str().as_bytes() == order_by);
         let order_by = order_by.ok_or(Error::INVALID_ORDER_BY)?;
-        let from = natural("from", args)?;
-        let limit = natural("limit", args)?;
+        let from = natural("from", args)?.unwrap_or(0);
+        let limit = natural("limit", args)?.unwrap_or(Self::DEFAULT_LIMIT);
         let from_ts = natural("from_ts", args)?.unwrap_or(0);
-        let until_ts = natural("until_ts", args)?;
-        if until_ts.is_some_and(|until_ts| until_ts <= from_ts) {
+        let until = natural("until_ts", args)?;
+        if until.is_some_and(|until| until <= from_ts) {
             return Err(Error::UNTIL_NOT_AFTER_FROM);
         }
+        // As in Synapse, `from_ts` 0 is no filter.
+        let after = (from_ts > 0).then(|| from_ts - 1);
         let search_term = args.get("search_term").map(search_term).transpose()?;
         let dir = match args.get("dir") {
             None | Some(b"f") => Direction::Forwards,
             Some(b"b") => Direction::Backwards,
             Some(_) => return Err(Error::INVALID_DIR),
         };
-        Ok(Self {
-            order_by,
-            dir,
-            from: from.unwrap_or(0),
-            limit: limit.unwrap_or(Self::DEFAULT_LIMIT),
-            // As in Synapse, `from_ts` 0 is no filter.
-            after: (from_ts > 0).then(|| from_ts - 1),
-            until: until_ts,
-            search_term,
-        })
+        Ok(Self { order_by, dir, from, limit, after, until, search_term })
     }
 }
 
