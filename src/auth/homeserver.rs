@@ -105,12 +105,9 @@ impl Homeserver {
                 let refusal: RefusalBody = object(&body).ok_or_else(rubbish)?;
                 let errcode = REFUSALS.iter().find(|errcode| **errcode == refusal.errcode);
                 let errcode = errcode.ok_or_else(|| not_about_the_token(status, &refusal))?;
-                Err(Error::Refusal(Refusal {
-                    status: status.as_u16(),
-                    errcode,
-                    soft_logout: refusal.soft_logout,
-                    text: refusal.error.chars().take(LONGEST_MESSAGE).collect::<String>().into(),
-                }))
+                let soft_logout = refusal.soft_logout;
+                let text = refusal.error.chars().take(LONGEST_MESSAGE).collect::<String>().into();
+                Err(Error::Refusal(Refusal { status: status.as_u16(), errcode, soft_logout, text }))
             }
             _ => Err(rubbish()),
         }
