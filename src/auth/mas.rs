@@ -37,13 +37,10 @@ pub struct Mas {
 impl Mas {
     /// A MAS that has not been asked yet.
     pub fn new(config: MasConfig) -> Self {
-        Self {
-            client: Client::new(&config.endpoint, "/oauth2/introspect"),
-            secret: Secret::new(config.secret, authorization).into(),
-            server_name: config.server_name,
-            cache_ms: config.cache_ms,
-            latest: Mutex::default(),
-        }
+        let MasConfig { endpoint, secret, server_name, cache_ms } = config;
+        let client = Client::new(&endpoint, "/oauth2/introspect");
+        let secret = Secret::new(secret, authorization).into();
+        Self { client, secret, server_name, cache_ms, latest: Mutex::default() }
     }
 
     /// The `Authorization` header that MAS wants. Whoever asks for it ahead of the first request has
