@@ -151,11 +151,9 @@ pub type Verdict = Result<Option<Admin>, Error>;
 impl Authenticator {
     /// An authenticator that has not asked anybody yet.
     pub fn new(config: Authentication) -> Self {
-        Self {
-            mas: config.mas.map(Mas::new),
-            account_validity: config.account_validity,
-            homeserver: config.homeserver.as_ref().map(Homeserver::new),
-        }
+        let mas = config.mas.map(Mas::new);
+        let homeserver = config.homeserver.as_ref().map(Homeserver::new);
+        Self { mas, account_validity: config.account_validity, homeserver }
     }
 
     /// Reads the secrets ahead of the first request. If that fails, the request tries again.
