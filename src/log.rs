@@ -17,8 +17,7 @@ use tracing_subscriber::{Layer, filter::Targets, layer::SubscriberExt, util::Sub
 /// so that only its place is logged.
 pub fn init() {
     let variable = |name: &str| env::var(name).unwrap_or_default();
-    let wanted = variable("AWS_LAMBDA_LOG_LEVEL");
-    let level = match &*wanted {
+    let level = match variable("AWS_LAMBDA_LOG_LEVEL").as_str() {
         "" => Some(Level::INFO),
         // Lambda's highest level, and not one of tracing's.
         level if level.eq_ignore_ascii_case("fatal") => Some(Level::ERROR),
