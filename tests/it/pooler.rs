@@ -23,6 +23,7 @@ use crate::support::{
     homeserver::{Homeserver, refusal},
     project,
     proxy::Proxy,
+    read,
     server::Reply,
 };
 
@@ -272,6 +273,35 @@ fn nothing_is_left_in_the_session_that_was_lent() {
 }
 
 #[test]
+fn a_collation_that_changed_takes_the_indexes_from_nobody_else() {
+    let Some(pooler) = Pooler::start() else { return };
+    let icu = "TEMPLATE template0 LOCALE_PROVIDER icu ICU_LOCALE 'en' LOCALE 'C'";
+    let shown = block_on(async {
+        let any = Database::new("synapse-94").await;
+        let version = "SELECT current_setting('server_version_num')::int";
+        let mut superuser = any.superuser().await;
+        let version = sqlx::query_scalar::<_, i32>(version).fetch_one(&mut superuser).await;
+        if version.unwrap() < 150_000 {
+            println!("this PostgreSQL cannot tell");
+            return None;
+        }
+        let database = Database::with_options(icu).await;
+        database.run(&read("tests/conformance/dataset.sql")).await;
+        let changed = "UPDATE pg_database SET datcollversion = '0.1' WHERE datname = '{}'";
+        database.run(&changed.replace("{}", &database.name)).await;
+        let function = pooler.function(&database, "true");
+        assert_eq!(ask(&function).0, 200);
+        // The only session is lent to another client next.
+        let options = PgConnectOptions::from_str(&pooler.url(&database)).unwrap();
+        let other = PgConnection::connect_with(&options.extra_float_digits(None)).await;
+        let shown = sqlx::raw_sql("SHOW enable_indexscan").fetch_one(&mut other.unwrap()).await;
+        assert!(function.stop().contains("collation library"));
+        Some(shown.unwrap().get::<String, _>(0))
+    });
+    assert!(shown.is_none_or(|it| it == "on"));
+}
+
+#[test]
 fn the_transaction_has_its_settings_and_only_reads() {
     let Some(pooler) = Pooler::start() else { return };
     let database = block_on(Database::of_conformance("synapse-94"));
@@ -349,9 +379,18 @@ fn a_pooler_without_a_session_to_lend_is_503() {
         let (status, error) = ask(&function);
         assert_eq!((status, error["errcode"].as_str()), (503, Some("M_UNKNOWN")), "{error}");
         sqlx::raw_sql("COMMIT").execute(&mut other).await.unwrap();
+        assert_eq!(ask(&function).0, 200);
+        // Given up before a session was lent, so that there is no statement to cancel.
+        sqlx::raw_sql("BEGIN").execute(&mut other).await.unwrap();
+        let event = Gateway::HttpApi.event(&request(None)).unwrap().to_string();
+        let within = Duration::from_millis(1500);
+        assert_eq!(function.invoke_within(event.as_bytes(), within).unwrap()["statusCode"], 504);
+        sqlx::raw_sql("COMMIT").execute(&mut other).await.unwrap();
     });
     assert_eq!(ask(&function).0, 200);
-    assert!(function.stop().contains("is the pooler out of sessions?"));
+    let log = function.stop();
+    assert!(log.contains("is the pooler out of sessions?"), "{log}");
+    assert!(!log.contains("cancel"), "{log}");
 }
 
 #[test]

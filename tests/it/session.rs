@@ -1,6 +1,10 @@
 //! The session with the database: it only reads, it is verified, and it is replaced when it broke.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Barrier,
+    thread,
+    time::{Duration, Instant},
+};
 
 use serde_json::Value;
 use synapse_media_usage::{config::Config, postgres::Connector};
@@ -10,7 +14,7 @@ use crate::support::{
     backend::{Repeats, Stutter},
     block_on,
     cases::request,
-    database::{Database, TRAP, cluster},
+    database::{Database, TRAP, cluster, lock_media},
     function::{Function, ask, start},
     gateway::Gateway,
     proxy::{Proxy, round_trips},
@@ -430,6 +434,29 @@ fn a_statement_that_takes_too_long_is_504_and_the_next_request_is_answered() {
     assert_eq!((status, error["errcode"].as_str()), (504, Some("M_UNKNOWN")), "{error}");
     assert_eq!(ask(&function).0, 200);
     assert!(function.stop().contains("57014"));
+}
+
+#[test]
+fn a_statement_that_is_broken_off_late_is_asked_once_more() {
+    let database = block_on(Database::of_conformance("synapse-94"));
+    let function = start(&format!("{}?connect_timeout=1", database.url()));
+    assert_eq!(ask(&function).0, 200);
+    let is_locked = Barrier::new(2);
+    let terminate = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'media_usage' AND datname = current_database(); COMMIT";
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut lock = block_on(lock_media(&database));
+            is_locked.wait();
+            // Longer than a connection may take for its first answer, which it has given by now.
+            thread::sleep(Duration::from_secs(3));
+            block_on(sqlx::raw_sql(terminate).execute(&mut lock)).unwrap();
+        });
+        is_locked.wait();
+        assert_eq!(ask(&function).0, 200);
+    });
+    let log = function.stop();
+    let line: Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
+    assert_eq!(line["retries"], 1, "{log}");
 }
 
 #[test]

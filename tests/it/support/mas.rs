@@ -107,7 +107,9 @@ impl State {
         )?;
         self.asked.push(token(&sent.body)?);
         if is_former {
-            return Ok(Answer::json(401, &json!({ "error": "invalid_client" })).into());
+            // A proxy before it may refuse by the other status, so they take turns.
+            let status = [403, 401][self.former_secrets.len() % 2];
+            return Ok(Answer::json(status, &json!({ "error": "invalid_client" })).into());
         }
         let known = self.reply_to_all.as_ref();
         let known = known.or_else(|| self.replies.get(self.asked.last()?));
