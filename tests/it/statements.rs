@@ -604,6 +604,13 @@ fn psql_runs_a_page_statement_as_it_stands() {
             assert_eq!(by_hand.trim().replace(' ', ""), shown.replace(' ', ""), "{name}");
         }
 
+        let of_client = "SELECT name FROM pg_settings WHERE source = 'client' AND name !~ '[.]'
+            AND name NOT IN ('application_name', 'client_encoding', 'DateStyle', 'extra_float_digits', 'TimeZone')";
+        let names = sqlx::query_scalar::<_, String>(of_client).fetch_all(&mut session).await;
+        for name in names.unwrap() {
+            assert!(settings.contains(&format!("SET {name} = ")), "{name}");
+        }
+
         let text = "limit=3&from=1&search_term=a&order_by=displayname&dir=b";
         let query = MediaUsageQuery::parse(&Args::parse(text)).unwrap();
         for (file, shape) in [
