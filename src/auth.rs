@@ -148,6 +148,9 @@ pub struct Claim {
 /// or its device, and [`Authenticator::vouch`] has the last word.
 pub type Verdict = Result<Option<Admin>, Error>;
 
+/// What came of asking another server, and how long that took; `None` if there is none to ask.
+pub type Timed<T> = (Result<T, Error>, Option<Duration>);
+
 impl Authenticator {
     /// An authenticator that has not asked anybody yet.
     pub fn new(config: Authentication) -> Self {
@@ -201,18 +204,13 @@ impl Authenticator {
     /// # Errors
     ///
     /// With MAS [`Error::TOKEN_NOT_ACTIVE`] and [`Error::IntrospectionFailed`].
-    pub async fn claim(
-        &self,
-        token: AccessToken,
-        at: &Invocation,
-        took: &mut Option<Duration>,
-    ) -> Result<Claim, Error> {
-        let mut introspection = None;
-        if let Some(mas) = &self.mas {
-            let introspect = mas.introspect(&token, at.unix_ms);
-            introspection = Some(in_time(at, took, introspect, Error::IntrospectionFailed).await?);
-        }
-        Ok(Claim { token, at: *at, may_ask: self.homeserver.is_some(), introspection, owner: None })
+    pub async fn claim(&self, token: AccessToken, at: &Invocation) -> Timed<Claim> {
+        let may_ask = self.homeserver.is_some();
+        let claim = Claim { token, at: *at, may_ask, introspection: None, owner: None };
+        let Some(mas) = &self.mas else { return (Ok(claim), None) };
+        let introspect = mas.introspect(&claim.token, at.unix_ms);
+        let (introspection, took) = in_time(at, introspect, Error::IntrospectionFailed).await;
+        (introspection.map(|it| Claim { introspection: Some(it), ..claim }), took)
     }
 
     /// Checks a claim by the replica. `None` means that the replica does not know the token, its
@@ -233,15 +231,17 @@ impl Authenticator {
     /// # Errors
     ///
     /// [`Error::Refusal`] in the homeserver's own words, [`Error::GUEST_ACCESS_FORBIDDEN`],
-    /// [`Error::HomeserverUnavailable`], [`Error::TOO_MANY_UNKNOWN_TOKENS`], [`Error::UNKNOWN_TOKEN`].
-    pub async fn vouch(&self, claim: Claim, took: &mut Option<Duration>) -> Result<Claim, Error> {
-        let homeserver = self.homeserver.as_ref().ok_or(Error::UNKNOWN_TOKEN)?;
+    /// [`Error::HomeserverUnavailable`], [`Error::TOO_MANY_UNKNOWN_TOKENS`], [`Error::UNKNOWN_TOKEN`],
+    /// the latter also where there is no homeserver.
+    pub async fn vouch(&self, claim: Claim) -> Timed<Claim> {
+        let Some(homeserver) = &self.homeserver else { return (Err(Error::UNKNOWN_TOKEN), None) };
         let whoami = homeserver.whoami(&claim.token, Some(claim.at.unix_ms));
-        let owner = in_time(&claim.at, took, whoami, Error::HomeserverUnavailable).await?;
-        if owner.is_guest {
-            return Err(Error::GUEST_ACCESS_FORBIDDEN);
-        }
-        Ok(Claim { owner: Some(owner), ..claim })
+        let (owner, took) = in_time(&claim.at, whoami, Error::HomeserverUnavailable).await;
+        let claim = match owner {
+            Ok(owner) if owner.is_guest => Err(Error::GUEST_ACCESS_FORBIDDEN),
+            owner => owner.map(|owner| Claim { owner: Some(owner), ..claim }),
+        };
+        (claim, took)
     }
 }
 
@@ -258,14 +258,13 @@ fn is_unknown<T>(answer: Result<T, Error>, failure: fn(String) -> Error) -> Resu
 /// took.
 async fn in_time<T>(
     at: &Invocation,
-    took: &mut Option<Duration>,
     answer: impl Future<Output = Result<T, Error>>,
     failure: fn(String) -> Error,
-) -> Result<T, Error> {
+) -> Timed<T> {
     let start = Instant::now();
-    let answer = timeout(at.time_limit(), answer).await;
-    *took = Some(start.elapsed());
-    answer.map_err(|_| failure("no answer before the end of the invocation".to_owned()))?
+    let late = |_| Err(failure("no answer before the end of the invocation".to_owned()));
+    let answer = timeout(at.time_limit(), answer).await.unwrap_or_else(late);
+    (answer, Some(start.elapsed()))
 }
 
 #[cfg(test)]

@@ -100,7 +100,7 @@ impl<T: Clone + PartialEq> Secret<T> {
         Ok(Some(current).filter(|current| Some(current) != refused.as_ref()))
     }
 
-    /// The version with a staging label.
+    /// The version with a staging label. A text has one version, whatever the label.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! Values that the log never shows.
+//! Values that the log never shows, and where a secret is.
 
 use std::fmt;
 

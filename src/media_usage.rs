@@ -1,4 +1,4 @@
-//! The question itself: binds and rows.
+//! The question itself: from memory, or by binds and rows.
 
 use crate::{
     auth::Admin,
@@ -34,8 +34,8 @@ impl MediaUsage {
 /// columns. All but the total are null in the only row of an empty page.
 type Row = (i64, Option<bool>, Option<String>, Option<String>, Option<i64>, Option<i64>);
 
-/// The page that a query asks for. If no earlier statement read all of it, one reads it now, and up to
-/// `step` users for later pages.
+/// The page that a query asks for, from memory if an earlier statement read all of it. Else a statement
+/// reads it, or with a `step` as many users from the page's first on, which are kept for later pages.
 ///
 /// Page and total are of one snapshot, because one statement reads both. All rows are taken off
 /// the connection even where the budget ends the page earlier: the next request finds it idle,

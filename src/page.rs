@@ -81,6 +81,7 @@ impl Page {
         if self.is_full() {
             return Ok(());
         }
+        // Texts and integers can always be written.
         let json = serde_json::to_string(user).unwrap_or_default();
         let comma = usize::from(self.rows > 0);
         let size = self.size + comma + size(&json);

@@ -78,14 +78,15 @@ pub struct Connector {
     logins: Arc<Semaphore>,
 }
 
-/// What asking has taken so far.
-#[derive(Default)]
-pub struct Asked {
-    /// How long it took, connecting included; `None` if nothing was asked.
-    pub time: Option<Duration>,
-    /// How often something was asked again.
+/// What came of asking.
+pub struct Asked<T> {
+    /// The answer.
+    pub answer: Result<T, Error>,
+    /// How long it took, connecting included.
+    pub time: Duration,
+    /// How often it was asked again.
     pub retries: u32,
-    /// Whether the latest question was given up because there was no time left.
+    /// Whether it was given up because there was no time left.
     pub ran_out: bool,
 }
 
@@ -136,26 +137,22 @@ impl Connector {
     /// Asks `question` on the idle connection or on a new one, within the time that the invocation
     /// has. A connection that breaks, and a replica that cancels what stands in the way of
     /// replication, is asked once more on a new connection, because all that is asked is a question.
-    /// What is given up is cancelled on the server. What it takes is added to `asked`.
+    /// What is given up is cancelled on the server.
     ///
     /// The question finds a transaction that only reads, with the session's settings: through a
-    /// pooler one of its own, else that of each statement.
-    ///
-    /// # Errors
-    ///
-    /// Those of the question, of [`Connector::session`], and [`Error::StatementTimeout`].
+    /// pooler one of its own, else that of each statement. The answer can also be an error of
+    /// [`Connector::session`], and [`Error::StatementTimeout`].
     pub async fn ask<T>(
         &self,
         invocation: &Invocation,
-        asked: &mut Asked,
         question: impl AsyncFn(&mut Connection) -> Result<T, Error>,
-    ) -> Result<T, Error> {
+    ) -> Asked<T> {
         let start = Instant::now();
         let time_limit = self.time_limit.min(invocation.time_limit());
-        let mut held = None;
-        let ask = self.ask_twice(&mut held, &mut asked.retries, invocation.unix_ms, question);
+        let (mut held, mut retries) = (None, 0);
+        let ask = self.ask_twice(&mut held, &mut retries, invocation.unix_ms, question);
         let answer = tokio::time::timeout(time_limit, ask).await;
-        asked.ran_out = answer.is_err();
+        let ran_out = answer.is_err();
         let answer = if let Ok(answer) = answer {
             // After a failure the connection is dropped, not examined.
             let is_fit = !answer.as_ref().is_err_and(Error::poisons_connection);
@@ -176,8 +173,7 @@ impl Connector {
                 }
             })
         };
-        asked.time = Some(asked.time.unwrap_or_default() + start.elapsed());
-        answer
+        Asked { answer, time: start.elapsed(), retries, ran_out }
     }
 
     /// Asks, and leaves the connection in `held`.
@@ -207,7 +203,7 @@ impl Connector {
             connection.connecting += connecting;
             answer = unwinding(connection.transact(&question)).await;
         }
-        // PostgreSQL's own message names no column.
+        // Appends what is missing, because PostgreSQL's own message names no column.
         if let Err(Error::DatabaseFailed(cause)) = &mut answer {
             let missing = unwinding(connection.explain(cause));
             if let Ok(Ok(Some(missing))) = tokio::time::timeout(SIGN_OF_LIFE, missing).await {

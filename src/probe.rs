@@ -12,7 +12,7 @@ use crate::{
     error::Error,
     invocation::Invocation,
     log::{ms, write_line},
-    postgres::{Asked, Connection, Connector},
+    postgres::{Connection, Connector},
 };
 
 /// What a probe has found.
@@ -35,7 +35,7 @@ impl Health {
         let question = async |it: &mut Connection| ask(it, authenticator.tables()).await;
         let database = async {
             connector.check_credentials(at.unix_ms).await?;
-            connector.ask(at, &mut Asked::default(), question).await
+            connector.ask(at, question).await.answer
         };
         let check = Box::pin(futures_util::future::join(database, authenticator.check(at.unix_ms)));
         let found = tokio::time::timeout(at.last_time_limit(), check).await;

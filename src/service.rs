@@ -20,7 +20,7 @@ use crate::{
     invocation::Invocation,
     media_usage::media_usage,
     page::Budget,
-    postgres::{Asked, Connection, Connector},
+    postgres::{Connection, Connector},
     probe::Health,
     query::{Args, MediaUsageQuery},
     read_ahead::ReadAhead,
@@ -54,6 +54,8 @@ struct Asking<'a> {
     at: &'a Invocation,
     /// The user whose rights counted, once that is known.
     requester: &'a Cell<Option<String>>,
+    /// Who was asked so far.
+    phases: &'a mut Phases,
 }
 
 impl Service {
@@ -130,8 +132,8 @@ impl Service {
         let mut answer = async {
             let Some(backends) = self.route(request)? else { return Ok(None) };
             let token = AccessToken::from_request(request.headers(), &args)?;
-            let asking = Asking { backends, query: &query, budget, at, requester: &requester };
-            asking.ask(token, &mut phases).await
+            let (query, requester, phases) = (&query, &requester, &mut phases);
+            Asking { backends, query, budget, at, requester, phases }.ask(token).await
         }
         .await;
         let response = response(request, &mut answer);
@@ -156,22 +158,24 @@ impl Service {
 impl Asking<'_> {
     /// Asks MAS, the database and the homeserver in turn. Each has its own time, and no connection
     /// to the database is held while another server is asked.
-    async fn ask(&self, token: AccessToken, phases: &mut Phases) -> Answer {
+    async fn ask(mut self, token: AccessToken) -> Answer {
         let authenticator = &self.backends.authenticator;
-        let mut claim = authenticator.claim(token, self.at, &mut phases.mas).await?;
+        let mut claimed;
+        (claimed, self.phases.mas) = authenticator.claim(token, self.at).await;
         loop {
-            if let page @ Some(_) = self.ask_database(&claim, &mut phases.database).await? {
+            let claim = claimed?;
+            if let page @ Some(_) = self.ask_database(&claim).await? {
                 return Ok(page);
             }
-            // The replica does not know the token. The homeserver may, and then the replica is
-            // asked what its user may do.
-            claim = authenticator.vouch(claim, &mut phases.homeserver).await?;
+            // The replica does not know the token. The homeserver, if there is one, may. Then the
+            // replica is asked what its user may do.
+            (claimed, self.phases.homeserver) = authenticator.vouch(claim).await;
         }
     }
 
     /// The page of an admin; `None` if the replica does not know the token. In a walk the statement
     /// for the page reads ahead. If that fails, the page alone is asked for, once.
-    async fn ask_database(&self, claim: &Claim, asked: &mut Asked) -> Answer {
+    async fn ask_database(&mut self, claim: &Claim) -> Answer {
         let Self { query, budget, at, requester, .. } = *self;
         let Backends { connector, authenticator, read_ahead } = self.backends;
         // A page statement takes it, so that one that is asked again reads its own page alone.
@@ -186,15 +190,19 @@ impl Asking<'_> {
             page.await.map(Some)
         };
         if step.get().is_some() {
-            match connector.ask(&at.first_half(), asked, &page).await {
+            let asked = connector.ask(&at.first_half(), &page).await;
+            self.phases.add(&asked);
+            match asked.answer {
                 Err(Error::StatementTimeout(_) | Error::DatabaseFailed(_)) => (),
                 Err(_) if asked.ran_out => (),
                 answer => return answer,
             }
-            asked.retries += 1;
+            self.phases.retries += 1;
         }
         step.set(None);
-        connector.ask(at, asked, page).await
+        let asked = connector.ask(at, page).await;
+        self.phases.add(&asked);
+        asked.answer
     }
 }
 

@@ -82,7 +82,7 @@ impl Homeserver {
         let text = Some(token.expose()).filter(|it| (1..=LONGEST_TOKEN).contains(&it.len()));
         let text = text.filter(|it| it.bytes().all(|byte| byte.is_ascii_graphic()));
         let bearer = text.and_then(bearer).ok_or(Error::UNKNOWN_TOKEN)?;
-        if now_ms.is_some_and(|now_ms| !self.may_ask(now_ms)) {
+        if now_ms.is_some_and(|now_ms| !self.take_question(now_ms)) {
             return Err(Error::TOO_MANY_UNKNOWN_TOKENS);
         }
         let request = Request::builder().header(AUTHORIZATION, bearer);
@@ -113,9 +113,9 @@ impl Homeserver {
         }
     }
 
-    /// Whether another question may be asked, which then counts. Without a bound a flood of bad tokens
+    /// Counts another question, and says whether it may be asked. Without a bound a flood of bad tokens
     /// here would be one there.
-    fn may_ask(&self, now_ms: i64) -> bool {
+    fn take_question(&self, now_ms: i64) -> bool {
         let mut free_ms = lock(&self.free_ms);
         // Never further ahead than all questions reach, because the clock may have been set back.
         let latest = now_ms.saturating_add(MOST_QUESTIONS * MS_A_QUESTION);
@@ -154,7 +154,8 @@ mod tests {
     #[test]
     fn ten_questions_at_once_and_one_a_second() {
         let homeserver = Homeserver::new(&Url::parse("https://example.org").unwrap());
-        let granted = |now_ms, tries| (0..tries).filter(|_| homeserver.may_ask(now_ms)).count();
+        let granted =
+            |now_ms, tries| (0..tries).filter(|_| homeserver.take_question(now_ms)).count();
         assert_eq!(granted(1_000_000, 100), 10);
         assert_eq!(granted(1_000_999, 100), 0);
         assert_eq!(granted(1_001_500, 100), 1);

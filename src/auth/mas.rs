@@ -132,7 +132,8 @@ impl Mas {
     /// The refusals of [`Error`], in Synapse's order.
     pub async fn admin(&self, connection: &mut Connection, claim: &Claim) -> Verdict {
         // Every claim has one here. If this had none, that would be no fault of the token.
-        let introspection = claim.introspection.as_ref().ok_or(Error::Misconfigured)?;
+        let not_asked = || Error::IntrospectionFailed("nobody has asked MAS".to_owned());
+        let introspection = claim.introspection.as_ref().ok_or_else(not_asked)?;
         if !introspection.has(&CLIENT_API) {
             return Err(Error::TOKEN_WITHOUT_CLIENT_SCOPE);
         }

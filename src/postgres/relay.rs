@@ -73,7 +73,7 @@ async fn relay(listener: TcpListener, server: Box<dyn Stream>) -> io::Result<()>
     client.set_nodelay(true)?;
     let (from_client, to_client) = client.split();
     let (from_server, to_server) = split(server);
-    // By the server since the client's latest word, in bytes.
+    // How much the server has said since the client's latest word, in bytes.
     let said = AtomicUsize::new(0);
     let questions = ReaderStream::new(from_client).inspect_ok(|_| said.store(0, Relaxed));
     // Each is a type, the length of the rest, and the rest (PostgreSQL, "Message Formats"). Nothing
