@@ -243,6 +243,7 @@ fn each_failure_of_the_database_has_its_answer_and_ends_its_connection() {
         ("53300", 503), // too many connections
         ("53100", 500), // disk full
         ("53400", 500), // temp_file_limit
+        ("0A000", 500), // not supported, which is no plan gone stale
         ("26000", 500), // no such prepared statement
         ("42P05", 500), // prepared statement exists already
         ("57P01", 503), // admin shutdown
