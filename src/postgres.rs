@@ -87,7 +87,15 @@ pub struct Asked<T> {
     /// How often it was asked again.
     pub retries: u32,
     /// Whether it was given up because there was no time left.
-    pub ran_out: bool,
+    ran_out: bool,
+}
+
+impl<T> Asked<T> {
+    /// Whether less, or the same in more time, may be answered.
+    pub fn was_too_much(&self) -> bool {
+        let error = self.answer.as_ref().err();
+        self.ran_out || matches!(error, Some(Error::StatementTimeout(_) | Error::DatabaseFailed(_)))
+    }
 }
 
 /// A connection to the database.
@@ -218,7 +226,7 @@ impl Connector {
     /// # Errors
     ///
     /// As [`Connector::session`].
-    pub async fn open_idle(&self, unix_ms: i64) -> Result<(), Error> {
+    pub async fn open(&self, unix_ms: i64) -> Result<(), Error> {
         *lock(&self.idle) = Some(self.session(unix_ms).await?);
         Ok(())
     }
@@ -241,7 +249,7 @@ impl Connector {
     /// The `Database` errors of [`Error`], after 2.5 s at most, and those of [`Connector::session`].
     pub async fn check_credentials(&self, unix_ms: i64) -> Result<(), Error> {
         if self.credentials.check(&self.database.url.0, unix_ms).await? {
-            self.open_idle(unix_ms).await?;
+            self.open(unix_ms).await?;
         }
         Ok(())
     }

@@ -78,7 +78,7 @@ impl Service {
     /// `unix_ms`, in ms. If that fails, the request tries again.
     pub async fn connect(&self, unix_ms: i64) {
         let Some(Backends { connector, authenticator, .. }) = &self.backends else { return };
-        let ready = futures_util::join!(connector.open_idle(unix_ms), authenticator.prepare());
+        let ready = futures_util::join!(connector.open(unix_ms), authenticator.prepare());
         for error in [ready.0.err(), ready.1.err()].into_iter().flatten() {
             let cause = error.cause().unwrap_or_default();
             tracing::error!(%cause, "not ready yet; the request will try again");
@@ -192,10 +192,8 @@ impl Asking<'_> {
         if step.get().is_some() {
             let asked = connector.ask(&at.first_half(), &page).await;
             self.phases.add(&asked);
-            match asked.answer {
-                Err(Error::StatementTimeout(_) | Error::DatabaseFailed(_)) => (),
-                Err(_) if asked.ran_out => (),
-                answer => return answer,
+            if !asked.was_too_much() {
+                return asked.answer;
             }
             self.phases.retries += 1;
         }
