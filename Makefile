@@ -49,8 +49,8 @@ ifeq ($(shell uname -s),Linux)
 test soak bench: export FUNCTION_BINARY = $(CURDIR)/.aws-sam/build/Function/bootstrap
 endif
 
-# Some tests wait for what does not answer, so one more of them at a time than there are cores.
-test: export RUST_TEST_THREADS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
+# Many tests wait for what does not answer, so twice as many of them at a time as there are cores.
+test: export RUST_TEST_THREADS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) * 2)))
 test: check lint build ## Run every check
 	@echo "== the bench, on data too small to tell anything"
 	cargo bench --profile dev --locked --bench bench -- --smoke
