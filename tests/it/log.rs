@@ -67,7 +67,7 @@ fn no_token_search_term_or_row_is_logged_at_any_level() {
         "ALTER DATABASE {} SET client_min_messages = 'debug5'; ALTER DATABASE {0} SET debug_print_plan = on",
         database.name
     )));
-    for (format, every_gateway) in [("JSON", true), ("Text", false)] {
+    for format in ["JSON", "Text"] {
         let function = Function::start(&[
             ("DATABASE_URL", &format!("{}?application_name=x", database.url())),
             ("AWS_LAMBDA_LOG_LEVEL", "TRACE"),
@@ -76,13 +76,11 @@ fn no_token_search_term_or_row_is_logged_at_any_level() {
             ("RUST_LOG", "trace"),
             ("RUST_BACKTRACE", "full"),
         ]);
-        for (number, case) in cases.iter().enumerate() {
-            // The formats have the same lines to write, so that for one of them the gateways take turns.
-            let mut gateways = GATEWAYS;
-            gateways.rotate_left(number % GATEWAYS.len());
-            let events = gateways.iter().filter_map(|gateway| gateway.event(case).ok());
-            for event in events.take(if every_gateway { GATEWAYS.len() } else { 1 }) {
-                let _ = function.invoke(event.to_string().as_bytes());
+        for gateway in GATEWAYS {
+            for case in &cases {
+                if let Ok(event) = gateway.event(case) {
+                    let _ = function.invoke(event.to_string().as_bytes());
+                }
             }
         }
         // And what fails inside the database, or before any of our code runs.
