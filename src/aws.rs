@@ -244,5 +244,6 @@ mod tests {
         let source = SecretSource::Arn(arn.to_owned());
         let secret: Secret<String> = Secret::new(source, |text| Ok(text.to_owned()));
         assert_eq!(secret.aws.region, "us-gov-west-1");
+        assert!(matches!(&secret.source, SecretSource::Arn(it) if it == arn));
     }
 }

@@ -153,11 +153,7 @@ fn the_line_says_how_long_each_took_who_was_asked() {
     mas.answers(Reply::Never);
     silent.answers(Reply::Never);
     homeserver.knows("new", owner("@admin:example.com", Some("DEV")));
-    let event = |token: &str| {
-        let mut case = request(Some(""));
-        case.headers[0].1 = format!("Bearer {token}");
-        Gateway::HttpApi.event(&case).unwrap().to_string()
-    };
+    let event = |token: &str| Gateway::HttpApi.event(&asking::case(token)).unwrap().to_string();
     let at_least = |line: &Value, name: &str, ms: f64| {
         assert!(line[name].as_f64().is_some_and(|it| it >= ms), "{name} {line}");
     };

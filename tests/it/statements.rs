@@ -25,7 +25,7 @@ use synapse_media_usage::{
 use crate::support::{
     block_on,
     cases::{Case, cases},
-    database::{Database, SCHEMAS, cluster},
+    database::{self, Database, SCHEMAS, cluster},
     documentation::block,
     project,
 };
@@ -40,17 +40,12 @@ struct Answer {
     users: Vec<UserMedia>,
 }
 
-/// A text with the parameters of a query, as the function binds them.
+/// A page statement with the parameters of a query, as the function binds them.
 pub fn bound<'q>(
     sql: &'q str,
     query: &'q MediaUsageQuery,
 ) -> sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments> {
-    sqlx::query(sql)
-        .bind(query.limit)
-        .bind(query.from)
-        .bind(query.after)
-        .bind(query.until)
-        .bind(query.search_term.as_ref().map(|term| &term.0))
+    database::bound(sql, query)
         .bind(query.order_by.as_str())
         .bind(query.dir == Direction::Backwards)
 }

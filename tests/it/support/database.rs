@@ -280,7 +280,7 @@ pub async fn lock_media(database: &Database) -> sqlx::PgConnection {
     superuser
 }
 
-/// A text with the parameters of a query, as the function binds them.
+/// A text with the page, the window and the term of a query, as the function binds them.
 pub fn bound<'q>(
     sql: &'q str,
     query: &'q MediaUsageQuery,
