@@ -590,7 +590,7 @@ fn interim_answers_without_an_end_are_given_up() {
     let database = block_on(database("synapse-94"));
     let homeserver = Homeserver::start();
     let function = Variables::of(&database).homeserver(&homeserver).function();
-    let within = Duration::from_secs(1);
+    let within = Duration::from_secs(2);
     for status in [100, 103] {
         homeserver.answers(Reply::EndlessInterim(status));
         let start = Instant::now();

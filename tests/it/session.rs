@@ -146,17 +146,17 @@ fn an_answer_is_whole_and_to_its_question_or_asked_for_once_more() {
     let database = block_on(Database::of_conformance("synapse-94"));
     block_on(database.run("GRANT SELECT ON account_validity TO media_usage"));
     let page = Gateway::HttpApi.event(&request(Some("limit=3"))).unwrap().to_string();
-    // Pages and refusals by turns.
     let events = [
         page.clone(),
         page.replace("syt_admin_ok", "syt_nosuch"),
-        page.replace("limit=3", "limit=3&from=90000"),
+        page.clone(),
         page.replace("syt_admin_ok", "syt_plain_user"),
+        page.replace("limit=3", "limit=3&from=90000"),
     ];
     for (repeats, pooler, least) in [
-        (Repeats::Ready, "false", 40),
+        (Repeats::Ready, "false", 60),
         (Repeats::Ready, "true", 100),
-        (Repeats::Answer, "false", 8),
+        (Repeats::Answer, "false", 10),
         (Repeats::Answer, "true", 20),
     ] {
         let server = Stutter::start(&database, repeats);
@@ -167,7 +167,7 @@ fn an_answer_is_whole_and_to_its_question_or_asked_for_once_more() {
         ]);
         let expected = events.each_ref().map(|event| answer(&function, event));
         let statuses = expected.each_ref().map(|answer| answer["statusCode"].as_u64().unwrap());
-        assert_eq!(statuses, [200, 401, 200, 403]);
+        assert_eq!(statuses, [200, 401, 200, 403, 200]);
         let mut count = 0;
         let check = |number: usize| {
             let (answer, expected) = (answer(&function, &events[number]), &expected[number]);
