@@ -15,17 +15,17 @@ use std::{
 use futures_util::{StreamExt, TryStreamExt};
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use tokio::{
-    io::split,
+    io::{AsyncRead, AsyncWrite, split},
     net::{TcpListener, TcpStream},
-    sync::oneshot,
     task::JoinHandle,
 };
 use tokio_util::{
     codec::{BytesCodec, FramedWrite, LengthDelimitedCodec, LengthDelimitedCodecError},
     io::ReaderStream,
+    sync::CancellationToken,
 };
 
-use super::tls::{Stream, secured};
+use super::tls::secured;
 
 /// How much a server may say before the client's next word, in bytes: 60,000 users whose names have
 /// a kB each.
@@ -35,10 +35,10 @@ const LONGEST_ANSWER: usize = 64 << 20;
 const LONGEST_MESSAGE: usize = 16 << 20;
 
 /// Ends after the last word of either side was passed on.
-pub(super) type Relay = JoinHandle<io::Result<()>>;
+pub(super) type Relay = JoinHandle<Option<io::Result<()>>>;
 
-/// Leads a TCP connection through a relay, which ends it at an answer that is too long, and when the
-/// sender of `logged_in` is dropped. A Unix socket is this machine's own. `authorities` are the PEM
+/// Leads a TCP connection through a relay, which ends it at an answer that is too long, and when it is
+/// `given_up`. A Unix socket is this machine's own. `authorities` are the PEM
 /// text of those whose certificates are trusted beside those of the public web.
 ///
 /// # Errors
@@ -47,27 +47,22 @@ pub(super) type Relay = JoinHandle<io::Result<()>>;
 pub(super) async fn relayed(
     options: PgConnectOptions,
     authorities: &[u8],
-    logged_in: oneshot::Receiver<()>,
+    given_up: CancellationToken,
 ) -> Result<(PgConnectOptions, Relay), sqlx::Error> {
     if options.get_socket().is_some() || options.get_host().starts_with('/') {
-        return Ok((options.ssl_mode(PgSslMode::Disable), tokio::spawn(async { Ok(()) })));
+        return Ok((options.ssl_mode(PgSslMode::Disable), tokio::spawn(async { None })));
     }
     let server = TcpStream::connect((options.get_host(), options.get_port())).await?;
     server.set_nodelay(true)?;
     let server = secured(server, &options, authorities).await?;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     let port = listener.local_addr()?.port();
-    let relay = tokio::spawn(async move {
-        tokio::select! {
-            end = relay(listener, server) => end,
-            Err(_) = logged_in => Ok(()),
-        }
-    });
+    let relay = tokio::spawn(given_up.run_until_cancelled_owned(relay(listener, server)));
     Ok((options.host("127.0.0.1").port(port).ssl_mode(PgSslMode::Disable), relay))
 }
 
 /// Passes on what both sides say, until one of them ends.
-async fn relay(listener: TcpListener, server: Box<dyn Stream>) -> io::Result<()> {
+async fn relay(listener: TcpListener, server: impl AsyncRead + AsyncWrite) -> io::Result<()> {
     let (mut client, _) = listener.accept().await?;
     drop(listener);
     client.set_nodelay(true)?;
@@ -111,7 +106,7 @@ mod tests {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (server, end) = duplex(1 << 16);
-        tokio::spawn(relay(listener, Box::new(end)));
+        tokio::spawn(relay(listener, end));
         (client, server)
     }
 
@@ -165,11 +160,11 @@ mod tests {
         let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let port = server.local_addr().unwrap().port();
         let options = PgConnectOptions::new_without_pgpass().host("127.0.0.1").port(port);
-        let (logged_in, given_up) = oneshot::channel();
+        let given_up = CancellationToken::new();
         let options = options.ssl_mode(PgSslMode::Disable);
-        let (options, relay) = relayed(options, &[], given_up).await.unwrap();
+        let (options, relay) = relayed(options, &[], given_up.clone()).await.unwrap();
         let _client = TcpStream::connect((options.get_host(), options.get_port())).await.unwrap();
-        drop(logged_in);
+        given_up.cancel();
         let end = tokio::time::timeout(std::time::Duration::from_secs(5), relay).await;
         assert!(end.is_ok(), "it lives on");
     }

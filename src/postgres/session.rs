@@ -13,6 +13,7 @@ use tokio::{
     runtime::Handle,
     sync::{Semaphore, oneshot},
 };
+use tokio_util::sync::CancellationToken;
 
 use super::relay::{Relay, relayed};
 use crate::error::Error;
@@ -61,24 +62,20 @@ pub(super) async fn log_in(
     let slot = tokio::time::timeout(SLOT_TIMEOUT, Arc::clone(slots).acquire_owned()).await;
     let busy = "an earlier login is still computing";
     let slot = slot.map_err(|_| sqlx::Error::Protocol(busy.to_owned()))?;
-    let (mut sender, receiver) = oneshot::channel();
-    let (logged_in, relay) = oneshot::channel();
+    let (sender, receiver) = oneshot::channel();
+    let given_up = CancellationToken::new();
+    let guard = given_up.clone().drop_guard();
     let (runtime, authorities) = (Handle::current(), authorities.to_vec());
-    let login = async move {
-        let login = async {
-            let (options, relay) = relayed(options, &authorities, relay).await?;
-            Ok((options.connect().await?, relay))
-        };
-        tokio::select! {
-            session = login => drop(sender.send(session)),
-            () = sender.closed() => (),
-        }
-        drop(slot);
-    };
-    thread::Builder::new().spawn(move || runtime.block_on(login))?;
+    let login = given_up.clone().run_until_cancelled_owned(async move {
+        let _slot = slot;
+        let (options, relay) = relayed(options, &authorities, given_up).await?;
+        Ok((options.connect().await?, relay))
+    });
+    thread::Builder::new().spawn(move || sender.send(runtime.block_on(login)))?;
     // Where sqlx panics, the thread ends without a word.
-    let session = receiver.await.map_err(|_| sqlx::Error::Protocol(PANICKED.to_owned()))?;
-    let _ = logged_in.send(());
+    let session = receiver.await.ok().flatten();
+    let session = session.ok_or_else(|| sqlx::Error::Protocol(PANICKED.to_owned()))?;
+    guard.disarm();
     session
 }
 

@@ -11,21 +11,17 @@ use rustls::{
 use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
-use tokio_rustls::TlsConnector;
+use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_util::either::Either;
 
 /// What asks a server for TLS (PostgreSQL, "Message Formats", `SSLRequest`).
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
 
 /// What is logged where a server declines to speak TLS.
 pub(super) const NO_TLS: &str = "server does not support TLS";
-
-/// A connection to the server, with TLS or without.
-pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 /// Begins to speak TLS, if the `sslmode` wants it. `authorities` are PEM text.
 ///
@@ -36,20 +32,20 @@ pub(super) async fn secured(
     mut server: TcpStream,
     options: &PgConnectOptions,
     authorities: &[u8],
-) -> Result<Box<dyn Stream>, sqlx::Error> {
+) -> Result<Either<TcpStream, TlsStream<TcpStream>>, sqlx::Error> {
     let mode = options.get_ssl_mode();
     if matches!(mode, PgSslMode::Disable | PgSslMode::Allow) {
-        return Ok(Box::new(server));
+        return Ok(Either::Left(server));
     }
     server.write_all(&SSL_REQUEST).await?;
     match (server.read_u8().await?, mode) {
         (b'S', _) => (),
-        (b'N', PgSslMode::Prefer) => return Ok(Box::new(server)),
+        (b'N', PgSslMode::Prefer) => return Ok(Either::Left(server)),
         (b'N', _) => return Err(sqlx::Error::Tls(NO_TLS.into())),
         _ => return Err(sqlx::Error::Protocol("the answer to SSLRequest is none".to_owned())),
     }
     let (connector, name) = connector(options, authorities).map_err(sqlx::Error::Tls)?;
-    Ok(Box::new(connector.connect(name, server).await?))
+    Ok(Either::Right(connector.connect(name, server).await?))
 }
 
 /// What makes TLS of a connection, and the name that the server has to prove.
