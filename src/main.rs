@@ -2,11 +2,10 @@
 
 use std::{
     convert::Infallible,
-    panic::{self, AssertUnwindSafe},
+    panic,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use futures_util::FutureExt;
 use lambda_runtime::{LambdaEvent, service_fn};
 use synapse_media_usage::{
     config::Config, gateway::Event, invocation::Invocation, log, service::Service,
@@ -27,7 +26,7 @@ async fn main() -> Result<(), lambda_runtime::Error> {
     let log_panic = panic::take_hook();
     panic::set_hook(Box::new(|_| ()));
     let shutdown = lambda_runtime::spawn_graceful_shutdown_handler(|| service.close());
-    if AssertUnwindSafe(shutdown).catch_unwind().await.is_err() {
+    if tokio::spawn(shutdown).await.is_err() {
         tracing::warn!("no shutdown hook: connections end without a goodbye");
     }
     panic::set_hook(log_panic);
