@@ -65,7 +65,7 @@ pub async fn media_usage(
     let limit = query.limit.min(budget.most_users()).max(step.unwrap_or(0));
     let shape = Shape::for_query(&MediaUsageQuery { limit, ..query.clone() }, connection.one_pass);
     let mut rows = sqlx::query_as(connection.statements.page(shape))
-        .persistent(connection.keeps_statements())
+        .persistent(connection.keeps_statements)
         .bind(limit)
         .bind(query.from)
         .bind(query.after)

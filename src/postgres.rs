@@ -8,17 +8,12 @@ mod session;
 mod tls;
 
 use std::{
-    fmt::Write as _,
     hash::{BuildHasher, Hasher, RandomState},
-    mem::take,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
-use sqlx::{
-    ConnectOptions, PgConnection, Row,
-    postgres::{PgConnectOptions, PgRow},
-};
+use sqlx::{ConnectOptions, PgConnection, Row, postgres::PgConnectOptions};
 use tokio::sync::Semaphore;
 
 pub use self::failure::{failure, is_in_no_row};
@@ -86,16 +81,8 @@ pub struct Asked<T> {
     pub time: Duration,
     /// How often it was asked again.
     pub retries: u32,
-    /// Whether it was given up because there was no time left.
-    ran_out: bool,
-}
-
-impl<T> Asked<T> {
     /// Whether less, or the same in more time, may be answered.
-    pub fn was_too_much(&self) -> bool {
-        let error = self.answer.as_ref().err();
-        self.ran_out || matches!(error, Some(Error::StatementTimeout(_) | Error::DatabaseFailed(_)))
-    }
+    pub was_too_much: bool,
 }
 
 /// A connection to the database.
@@ -106,6 +93,9 @@ pub struct Connection {
     relay: Relay,
     /// Every text that can be sent.
     pub statements: &'static Statements,
+    /// Whether a prepared statement is there when it is asked for again. Through a pooler the next
+    /// transaction has another session.
+    pub keeps_statements: bool,
     /// Whether one pass is the quickest way to any page, see `sql/session.sql`.
     pub one_pass: bool,
     /// The process id of the backend at the other end; 0 through a pooler that has lent no session.
@@ -114,11 +104,8 @@ pub struct Connection {
     connecting: Duration,
     /// By when the other end has to answer, and what the log says if it does not; `None` once it has.
     answers_by: Option<(Instant, &'static str)>,
-    marker: String,
-    /// Through a pooler, what begins a transaction.
-    begin: Option<String>,
     /// What is asked together with the first beginning.
-    first: String,
+    first: Vec<String>,
     /// Whether no index can be relied on.
     index_scans_off: bool,
 }
@@ -158,7 +145,42 @@ impl Connector {
         let start = Instant::now();
         let time_limit = self.time_limit.min(invocation.time_limit());
         let (mut held, mut retries) = (None, 0);
-        let ask = self.ask_twice(&mut held, &mut retries, invocation.unix_ms, question);
+        let ask = async {
+            let first_answer = self.database.connect_timeout + FIRST_ANSWER;
+            let answers_by = start + first_answer;
+            let mut connection = held.insert(match self.take_idle() {
+                Some(connection) => connection,
+                None => self.connect(invocation.unix_ms, answers_by).await?,
+            });
+            let mut answer = unwinding(self.transact(connection, &question)).await;
+            if matches!(answer, Err(Error::DatabaseUnavailable(_))) {
+                retries += 1;
+                // Whoever has answered may take as long for the next first answer.
+                let has_answered = connection.answers_by.is_none();
+                let answers_by =
+                    if has_answered { Instant::now() + first_answer } else { answers_by };
+                let connecting = connection.connecting;
+                // Given up before the next is opened. The server hears of it as soon as the relay does.
+                held = None;
+                connection = held.insert(self.connect(invocation.unix_ms, answers_by).await?);
+                connection.connecting += connecting;
+                answer = unwinding(self.transact(connection, &question)).await;
+            }
+            // Appends what is missing, because PostgreSQL's own message names no column.
+            if let Err(Error::DatabaseFailed(cause)) = &mut answer {
+                let missing = async {
+                    // The transaction has failed. Nothing is asked without the settings.
+                    self.end(connection).await?;
+                    let missing = async |it: &mut Connection| it.missing_grants(cause).await;
+                    self.transact(connection, &missing).await
+                };
+                let missing = tokio::time::timeout(SIGN_OF_LIFE, unwinding(missing)).await;
+                if let Ok(Ok(Some(missing))) = missing {
+                    *cause = format!("{cause}; {missing}");
+                }
+            }
+            answer
+        };
         let answer = tokio::time::timeout(time_limit, ask).await;
         let ran_out = answer.is_err();
         let answer = if let Ok(answer) = answer {
@@ -181,44 +203,9 @@ impl Connector {
                 }
             })
         };
-        Asked { answer, time: start.elapsed(), retries, ran_out }
-    }
-
-    /// Asks, and leaves the connection in `held`.
-    async fn ask_twice<T>(
-        &self,
-        held: &mut Option<Connection>,
-        retries: &mut u32,
-        unix_ms: i64,
-        question: impl AsyncFn(&mut Connection) -> Result<T, Error>,
-    ) -> Result<T, Error> {
-        let first_answer = self.database.connect_timeout + FIRST_ANSWER;
-        let answers_by = Instant::now() + first_answer;
-        let mut connection = held.insert(match self.take_idle() {
-            Some(connection) => connection,
-            None => self.connect(unix_ms, answers_by).await?,
-        });
-        let mut answer = unwinding(connection.transact(&question)).await;
-        if matches!(answer, Err(Error::DatabaseUnavailable { .. })) {
-            *retries += 1;
-            // Whoever has answered may take as long for the next first answer.
-            let has_answered = connection.answers_by.is_none();
-            let answers_by = if has_answered { Instant::now() + first_answer } else { answers_by };
-            let connecting = connection.connecting;
-            // Given up before the next is opened. The server hears of it as soon as the relay does.
-            *held = None;
-            connection = held.insert(self.connect(unix_ms, answers_by).await?);
-            connection.connecting += connecting;
-            answer = unwinding(connection.transact(&question)).await;
-        }
-        // Appends what is missing, because PostgreSQL's own message names no column.
-        if let Err(Error::DatabaseFailed(cause)) = &mut answer {
-            let missing = unwinding(connection.explain(cause));
-            if let Ok(Ok(Some(missing))) = tokio::time::timeout(SIGN_OF_LIFE, missing).await {
-                *cause = format!("{cause}; {missing}");
-            }
-        }
-        answer
+        let was_too_much =
+            ran_out || matches!(answer, Err(Error::StatementTimeout(_) | Error::DatabaseFailed(_)));
+        Asked { answer, time: start.elapsed(), retries, was_too_much }
     }
 
     /// Opens a connection ahead of the first request, at the Unix time `unix_ms`, in ms.
@@ -282,9 +269,8 @@ impl Connector {
 
     /// Where the database is, for the log.
     fn address(&self) -> String {
-        let latest = self.credentials.secret().and_then(Secret::latest);
-        let options = latest.and_then(|it| self.database.options(it).ok());
-        let options = options.as_ref().unwrap_or(&self.database.url.0);
+        let latest = self.credentials.secret().and_then(Secret::latest).unwrap_or_default();
+        let options = self.database.options(latest).unwrap_or_else(|_| self.database.url.0.clone());
         match options.get_socket() {
             Some(socket) => socket.display().to_string(),
             None => format!("{}:{}", options.get_host(), options.get_port()),
@@ -306,33 +292,20 @@ impl Connector {
             session,
             relay,
             statements: self.statements,
+            keeps_statements: !self.database.pooler,
             one_pass: false,
             pid: 0,
             connecting: Duration::ZERO,
             answers_by: None,
-            marker: self.marker.clone(),
-            begin: None,
-            first: format!("; {}", self.statements.missing_indexes),
+            first: vec![self.statements.missing_indexes.clone()],
             index_scans_off: false,
         };
         // The column is there from PostgreSQL 15 on.
         if connection.session.server_version_num().is_some_and(|version| version >= 150_000) {
-            let _ = write!(connection.first, "; {}", self.statements.collation);
+            connection.first.push(self.statements.collation.clone());
         }
-        if self.database.pooler {
-            // The isolation level cannot be a setting here, because `SET LOCAL` comes too late for it.
-            // What is set is gone with the transaction.
-            let mut begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY".to_owned();
-            for (name, value) in &self.settings {
-                let _ = write!(begin, "; SET LOCAL {name} = {value}");
-            }
-            connection.begin = Some(format!("{begin}; {}", self.statements.session));
-        } else {
-            // All in one round trip.
-            let Statements { session, check_client, .. } = self.statements;
-            let session = format!("{session}; {check_client}{}", take(&mut connection.first));
-            let session = sqlx::raw_sql(&session).fetch_all(&mut connection.session).await;
-            connection.read_session(&session.map_err(connecting)?).await?;
+        if !self.database.pooler {
+            self.begin(&mut connection, connecting).await?;
         }
         Ok(connection)
     }
@@ -354,6 +327,92 @@ impl Connector {
         })
     }
 
+    /// Asks a question, through a pooler in a transaction that has the settings.
+    async fn transact<T>(
+        &self,
+        connection: &mut Connection,
+        question: &impl AsyncFn(&mut Connection) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        if self.database.pooler {
+            self.begin(connection, |error| failure("beginning a transaction", &error)).await?;
+        }
+        let answer = question(connection).await;
+        // After a failure the connection is given up, which ends everything.
+        if !answer.as_ref().is_err_and(Error::poisons_connection) {
+            self.end(connection).await?;
+        }
+        answer
+    }
+
+    /// Begins a session, or through a pooler a transaction, and reads what `sql/session.sql` says of
+    /// it. It is nobody else's only if the settings arrived: prepared statements of two clients in one
+    /// session answer each other's requests.
+    async fn begin(
+        &self,
+        connection: &mut Connection,
+        failed: impl Fn(sqlx::Error) -> Error,
+    ) -> Result<(), Error> {
+        let pooler = self.database.pooler;
+        let Statements { session, check_client, .. } = self.statements;
+        let mut begin = Vec::new();
+        if pooler {
+            // The isolation level cannot be a setting here, because `SET LOCAL` comes too late for it.
+            // What is set is gone with the transaction.
+            begin.push("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY".to_owned());
+            let set = |(name, value): &_| format!("SET LOCAL {name} = {value}");
+            begin.extend(self.settings.iter().map(set));
+            begin.push(session.clone());
+        } else {
+            begin.extend([session.clone(), check_client.clone()]);
+        }
+        begin.append(&mut connection.first);
+        // All in one round trip.
+        let begin = begin.join("; ");
+        let rows = sqlx::raw_sql(&begin).fetch_all(&mut connection.session);
+        let rows = in_time(connection.answers_by, rows).await?.map_err(failed)?;
+        connection.answers_by = None;
+        let column = |error: sqlx::Error| failure("reading the session", &error);
+        let session = rows.first().ok_or(sqlx::Error::RowNotFound).map_err(column)?;
+        let marker: Option<String> = session.try_get("marker").map_err(column)?;
+        if marker.as_ref() != Some(&self.marker) {
+            let cause = "the session does not have the settings that were sent";
+            return Err(Error::DatabaseFailed(format!("{cause}; {SET_POOLER}")));
+        }
+        connection.pid = session.try_get("pid").map_err(column)?;
+        connection.one_pass = session.try_get("one_pass").map_err(column)?;
+        for row in &rows {
+            if let Ok(missing_indexes) = row.try_get::<String, _>("missing_indexes") {
+                tracing::warn!(missing_indexes, "slow: no index begins with these columns");
+            }
+            if let Ok(built_by) = row.try_get::<String, _>("built_by") {
+                let compared_by = row.try_get::<String, _>("compared_by").map_err(column)?;
+                let what = "slow: the collation library changed below the indexes, REINDEX them";
+                tracing::warn!(built_by, compared_by, "{what}");
+                connection.index_scans_off = true;
+            }
+        }
+        if connection.index_scans_off {
+            // A walk would sort the whole table at each step.
+            connection.one_pass = true;
+            // Of the transaction, or of a session that is the function's alone.
+            let set = if pooler { "SET LOCAL" } else { "SET" };
+            let off = ["enable_indexscan", "enable_indexonlyscan", "enable_bitmapscan"]
+                .map(|name| format!("{set} {name} = off;"))
+                .concat();
+            sqlx::raw_sql(&off).execute(&mut connection.session).await.map_err(column)?;
+        }
+        Ok(())
+    }
+
+    async fn end(&self, connection: &mut Connection) -> Result<(), Error> {
+        if self.database.pooler {
+            connection.pid = 0;
+            let end = sqlx::raw_sql("COMMIT").execute(&mut connection.session).await;
+            end.map_err(|error| failure("ending a transaction", &error))?;
+        }
+        Ok(())
+    }
+
     /// Cancels the statement under way, on a new connection that is kept in place of this one. A
     /// failure is only logged. The caller already gets a 504, and `statement_timeout` ends the
     /// statement.
@@ -365,7 +424,7 @@ impl Connector {
                 let cancel = sqlx::query(&other.statements.cancel).bind(pid);
                 other.row("cancelling a statement", cancel).await
             };
-            let _: (bool,) = other.transact(&cancel).await?;
+            let _: (bool,) = self.transact(&mut other, &cancel).await?;
             *lock(&self.idle) = Some(other);
             Ok(())
         };
@@ -387,84 +446,6 @@ impl Connector {
             };
             let _ = tokio::time::timeout(CLOSE_TIMEOUT, end).await;
         }
-    }
-}
-
-impl Connection {
-    /// Asks a question, through a pooler in a transaction that has the settings.
-    async fn transact<T>(
-        &mut self,
-        question: &impl AsyncFn(&mut Self) -> Result<T, Error>,
-    ) -> Result<T, Error> {
-        self.begin().await?;
-        let answer = question(self).await;
-        // After a failure the connection is given up, which ends everything.
-        if !answer.as_ref().is_err_and(Error::poisons_connection) {
-            self.end().await?;
-        }
-        answer
-    }
-
-    async fn begin(&mut self) -> Result<(), Error> {
-        let Some(begin) = &self.begin else { return Ok(()) };
-        let begin = format!("{begin}{}", take(&mut self.first));
-        let session = sqlx::raw_sql(&begin).fetch_all(&mut self.session);
-        let session = in_time(self.answers_by, session).await?;
-        let session = session.map_err(|error| failure("beginning a transaction", &error))?;
-        self.answers_by = None;
-        self.read_session(&session).await
-    }
-
-    async fn end(&mut self) -> Result<(), Error> {
-        if self.begin.is_some() {
-            self.pid = 0;
-            let end = sqlx::raw_sql("COMMIT").execute(&mut self.session).await;
-            end.map_err(|error| failure("ending a transaction", &error))?;
-        }
-        Ok(())
-    }
-
-    /// Missing grants, tables or columns that explain a failure.
-    async fn explain(&mut self, cause: &str) -> Result<Option<String>, Error> {
-        // The transaction has failed. Nothing is asked without the settings.
-        self.end().await?;
-        self.transact(&async |connection: &mut Self| connection.missing_grants(cause).await).await
-    }
-
-    /// Reads what `sql/session.sql` says of the session, which is nobody else's only if the settings
-    /// arrived: prepared statements of two clients in one session answer each other's requests.
-    async fn read_session(&mut self, rows: &[PgRow]) -> Result<(), Error> {
-        let column = |error: sqlx::Error| failure("reading the session", &error);
-        let session = rows.first().ok_or(sqlx::Error::RowNotFound).map_err(column)?;
-        let marker: Option<String> = session.try_get("marker").map_err(column)?;
-        if marker.as_ref() != Some(&self.marker) {
-            let cause = "the session does not have the settings that were sent";
-            return Err(Error::DatabaseFailed(format!("{cause}; {SET_POOLER}")));
-        }
-        self.pid = session.try_get("pid").map_err(column)?;
-        self.one_pass = session.try_get("one_pass").map_err(column)?;
-        for row in rows {
-            if let Ok(missing_indexes) = row.try_get::<String, _>("missing_indexes") {
-                tracing::warn!(missing_indexes, "slow: no index begins with these columns");
-            }
-            if let Ok(built_by) = row.try_get::<String, _>("built_by") {
-                let compared_by = row.try_get::<String, _>("compared_by").map_err(column)?;
-                let what = "slow: the collation library changed below the indexes, REINDEX them";
-                tracing::warn!(built_by, compared_by, "{what}");
-                self.index_scans_off = true;
-            }
-        }
-        if self.index_scans_off {
-            // A walk would sort the whole table at each step.
-            self.one_pass = true;
-            // Of the transaction, or of a session that is the function's alone.
-            let set = if self.begin.is_some() { "SET LOCAL" } else { "SET" };
-            let off = ["enable_indexscan", "enable_indexonlyscan", "enable_bitmapscan"]
-                .map(|name| format!("{set} {name} = off;"))
-                .concat();
-            sqlx::raw_sql(&off).execute(&mut self.session).await.map_err(column)?;
-        }
-        Ok(())
     }
 }
 

@@ -192,7 +192,7 @@ impl Asking<'_> {
         if step.get().is_some() {
             let asked = connector.ask(&at.first_half(), &page).await;
             self.phases.add(&asked);
-            if !asked.was_too_much() {
+            if !asked.was_too_much {
                 return asked.answer;
             }
             self.phases.retries += 1;

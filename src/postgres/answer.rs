@@ -67,15 +67,9 @@ impl Connection {
     }
 
     async fn answer(&mut self, query: Question<'_>) -> Result<Result<PgRow, sqlx::Error>, Error> {
-        let row = query.persistent(self.keeps_statements()).fetch_one(&mut self.session);
+        let row = query.persistent(self.keeps_statements).fetch_one(&mut self.session);
         let row = in_time(self.answers_by, row).await?;
         self.answers_by = self.answers_by.filter(|_| row.is_err());
         Ok(row)
-    }
-
-    /// Whether a prepared statement is there when it is asked for again. Through a pooler the next
-    /// transaction has another session.
-    pub fn keeps_statements(&self) -> bool {
-        self.begin.is_none()
     }
 }

@@ -83,10 +83,8 @@ pub(super) async fn log_in(
 pub(super) async fn unwinding<T>(
     answer: impl Future<Output = Result<T, Error>>,
 ) -> Result<T, Error> {
-    AssertUnwindSafe(answer)
-        .catch_unwind()
-        .await
-        .unwrap_or_else(|_| Err(Error::DatabaseUnavailable(PANICKED.to_owned())))
+    let answer = AssertUnwindSafe(answer).catch_unwind().await;
+    answer.unwrap_or_else(|_| Err(Error::DatabaseUnavailable(PANICKED.to_owned())))
 }
 
 /// What an answer of the database is, unless it does not come in time to be taken for alive.
