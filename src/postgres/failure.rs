@@ -26,7 +26,7 @@ pub fn failure(doing: &str, error: &sqlx::Error) -> Error {
             let code = refusal.code().unwrap_or_default();
             let message = quotes_no_data(&code).then(|| refusal.message());
             let message = message.or_else(|| untranslatable(&**refusal));
-            refused(doing, &**refusal, message, remedy(&code))
+            refused(doing, &**refusal, message, None)
         }
         // A server, or what stands before it, that breaks off in mid-sentence is one that restarts.
         sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) => {
@@ -43,19 +43,23 @@ pub fn failure(doing: &str, error: &sqlx::Error) -> Error {
     }
 }
 
-/// What a refusal of the server means, and what the log has of it.
+/// What a refusal of the server means, and what the log has of it; `by_pooler` is what to do about one
+/// that a pooler makes.
 fn refused(
     doing: &str,
     refusal: &dyn DatabaseError,
     message: Option<&str>,
-    remedy: Option<&str>,
+    by_pooler: Option<&str>,
 ) -> Error {
     let code = refusal.code().unwrap_or_default();
-    let (message, remedy) = (remark(": ", message), remark("; ", remedy));
+    let message = remark(": ", message);
+    let remedy = remark("; ", by_pooler.or_else(|| remedy(&code)));
     let cause = format!("database error {code} while {doing}{message}{remedy}");
     match &*code {
         // query_canceled and transaction_timeout
         "57014" | "25P04" => Error::StatementTimeout(cause),
+        // By its class a connection that failed, and yet nothing that passes.
+        _ if by_pooler.is_some() => Error::DatabaseFailed(cause),
         code if is_passing(code) || is_stale_plan(refusal) => Error::DatabaseUnavailable(cause),
         _ => Error::DatabaseFailed(cause),
     }
@@ -102,11 +106,7 @@ pub(super) fn connecting(address: &str, error: &sqlx::Error) -> Error {
     let known = REFUSALS.iter().find(|(text, ..)| message.contains(text));
     let known = known.filter(|_| matches!(&*code, "08P01" | "0A000"));
     let message = known.filter(|(_, is_logged, _)| *is_logged).map(|_| message);
-    match refused(&doing, &**refusal, message, known.map_or(remedy(&code), |it| Some(it.2))) {
-        // By its class a connection that failed, and yet nothing that passes.
-        Error::DatabaseUnavailable(cause) if known.is_some() => Error::DatabaseFailed(cause),
-        error => error,
-    }
+    refused(&doing, &**refusal, message, known.map(|it| it.2))
 }
 
 /// Whether the server, or a pooler in its own way, refuses a role's password.
@@ -147,9 +147,8 @@ fn is_stale_plan(refusal: &dyn DatabaseError) -> bool {
 /// quote the names of role and database, one of which is the password where somebody has swapped
 /// them; XX quotes anything.
 fn quotes_no_data(code: &str) -> bool {
-    ["08", "25", "3F", "40", "42", "53", "54", "55", "57", "58"]
-        .iter()
-        .any(|class| code.starts_with(class))
+    let class = code.get(..2).unwrap_or_default();
+    matches!(class, "08" | "25" | "3F" | "40" | "42" | "53" | "54" | "55" | "57" | "58")
 }
 
 /// What to do about an SQLSTATE.
