@@ -11,6 +11,7 @@ use crate::{
     statement::Shape,
 };
 use futures_util::TryStreamExt;
+use std::future::ready;
 
 /// A page, and how it was found.
 pub struct MediaUsage {
@@ -33,6 +34,9 @@ impl MediaUsage {
 /// A row of a page statement, as [`Statements::page`](crate::statement::Statements::page) has its
 /// columns. All but the total are null in the only row of an empty page.
 type Row = (i64, Option<bool>, Option<String>, Option<String>, Option<i64>, Option<i64>);
+
+/// The only row of a page that no user can be on.
+const NOBODY: Row = (0, None, None, None, None, None);
 
 /// The page that a query asks for, from memory if an earlier statement read all of it. Else a statement
 /// reads it, or with a `step` as many users from the page's first on, which are kept for later pages.
@@ -64,6 +68,7 @@ pub async fn media_usage(
     // Rows that no page can hold need not be sent.
     let limit = query.limit.min(budget.most_users()).max(step.unwrap_or(0));
     let shape = Shape::for_query(&MediaUsageQuery { limit, ..query.clone() }, connection.one_pass);
+    let failed = |error| failure("reading media statistics", &error);
     let mut rows = sqlx::query_as(connection.statements.page(shape))
         .persistent(connection.keeps_statements)
         .bind(limit)
@@ -73,23 +78,16 @@ pub async fn media_usage(
         .bind(query.search_term.as_ref().map(|term| &term.0))
         .bind(query.order_by.as_str())
         .bind(query.dir == Direction::Backwards)
-        .fetch(&mut connection.session);
+        .fetch(&mut connection.session)
+        .or_else(|error| ready(if is_in_no_row(&error) { Ok(NOBODY) } else { Err(failed(error)) }));
     let mut page = Page::new(query.from, query.limit, budget);
     let mut pushed = Ok(());
     let (mut total, mut users) = (None, 0);
-    let failed = |error| failure("reading media statistics", &error);
-    while let Some(row) = match rows.try_next().await {
-        Err(error) if is_in_no_row(&error) => {
-            total = Some(0);
-            None
-        }
-        row => row.map_err(failed)?,
-    } {
-        let (of_all, on_page, user_id, displayname, media_count, media_length): Row = row;
+    while let Some(row) = rows.try_next().await? {
+        let (of_all, on_page, user_id, displayname, media_count, media_length) = row;
         total = Some(of_all);
-        if let (Some(true), Some(media_count), Some(media_length)) =
-            (on_page, media_count, media_length)
-        {
+        let sums = media_count.zip(media_length).filter(|_| on_page == Some(true));
+        if let Some((media_count, media_length)) = sums {
             let user = UserMedia { user_id, displayname, media_count, media_length };
             users += 1;
             pushed = pushed.and_then(|()| page.push(&user));
