@@ -103,12 +103,11 @@ async fn ask(connection: &mut Connection, tables: &str) -> Result<Health, Error>
 }
 
 async fn replication_lag_ms(connection: &mut Connection) -> Result<Option<f64>, Error> {
-    let (doing, statements) = ("asking for the replication lag", connection.statements);
-    let query = sqlx::query(&statements.replication_lag);
-    let (is_aurora, mut lag) = connection.row(doing, query).await?;
+    let doing = "asking for the replication lag";
+    let lag = sqlx::query(&connection.statements.replication_lag);
+    let (is_aurora, mut lag) = connection.row(doing, lag).await?;
     if is_aurora {
-        let query = sqlx::query(&statements.aurora_lag);
-        (lag,) = connection.row(doing, query).await?;
+        (lag,) = connection.row(doing, sqlx::query(&connection.statements.aurora_lag)).await?;
     }
     Ok(lag)
 }
