@@ -136,7 +136,7 @@ impl Connector {
     ///
     /// The question finds a transaction that only reads, with the session's settings: through a
     /// pooler one of its own, else that of each statement. The answer can also be an error of
-    /// [`Connector::session`], and [`Error::StatementTimeout`].
+    /// [`Connector::connect`], and [`Error::StatementTimeout`].
     pub async fn ask<T>(
         &self,
         invocation: &Invocation,
@@ -212,20 +212,10 @@ impl Connector {
     ///
     /// # Errors
     ///
-    /// As [`Connector::session`].
+    /// As [`Connector::connect`], after 3 seconds at most.
     pub async fn open(&self, unix_ms: i64) -> Result<(), Error> {
-        *lock(&self.idle) = Some(self.session(unix_ms).await?);
+        *lock(&self.idle) = Some(self.connect(unix_ms, Instant::now() + LONG_CONNECT).await?);
         Ok(())
-    }
-
-    /// A new connection, at the Unix time `unix_ms`, in ms.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::DatabaseUnavailable`] if there is none within 3 seconds; [`Error::DatabaseFailed`]
-    /// if the server refuses this user or database, or the settings did not arrive.
-    pub async fn session(&self, unix_ms: i64) -> Result<Connection, Error> {
-        self.connect(unix_ms, Instant::now() + LONG_CONNECT).await
     }
 
     /// Finds out, at the Unix time `unix_ms`, in ms, whether there is something to log in with. Whether
@@ -233,7 +223,7 @@ impl Connector {
     ///
     /// # Errors
     ///
-    /// The `Database` errors of [`Error`], after 2.5 s at most, and those of [`Connector::session`].
+    /// The `Database` errors of [`Error`], after 2.5 s at most, and those of [`Connector::connect`].
     pub async fn check_credentials(&self, unix_ms: i64) -> Result<(), Error> {
         if self.credentials.check(&self.database.url.0, unix_ms).await? {
             self.open(unix_ms).await?;
@@ -249,8 +239,13 @@ impl Connector {
         Some(Connection { answers_by, connecting: Duration::ZERO, ..connection })
     }
 
-    /// A new connection, which has to answer by a time.
-    async fn connect(&self, unix_ms: i64, answers_by: Instant) -> Result<Connection, Error> {
+    /// A new connection, at the Unix time `unix_ms`, in ms, which has to answer by a time.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::DatabaseUnavailable`] if there is none by then; [`Error::DatabaseFailed`] if the server
+    /// refuses this user or database, or the settings did not arrive.
+    pub async fn connect(&self, unix_ms: i64, answers_by: Instant) -> Result<Connection, Error> {
         let start = Instant::now();
         let by = answers_by.min(start + self.database.connect_timeout);
         let connection = tokio::time::timeout_at(by.into(), unwinding(self.log_in(unix_ms))).await;
@@ -380,25 +375,22 @@ impl Connector {
         }
         connection.pid = session.try_get("pid").map_err(column)?;
         connection.one_pass = session.try_get("one_pass").map_err(column)?;
-        for row in &rows {
-            if let Ok(missing_indexes) = row.try_get::<String, _>("missing_indexes") {
-                tracing::warn!(missing_indexes, "slow: no index begins with these columns");
-            }
-            if let Ok(built_by) = row.try_get::<String, _>("built_by") {
-                let compared_by = row.try_get::<String, _>("compared_by").map_err(column)?;
-                let what = "slow: the collation library changed below the indexes, REINDEX them";
-                tracing::warn!(built_by, compared_by, "{what}");
-                connection.index_scans_off = true;
-            }
+        let text = |name| rows.iter().find_map(|row| row.try_get::<String, _>(name).ok());
+        if let Some(missing_indexes) = text("missing_indexes") {
+            tracing::warn!(missing_indexes, "slow: no index begins with these columns");
+        }
+        if let (Some(built_by), Some(compared_by)) = (text("built_by"), text("compared_by")) {
+            let what = "slow: the collation library changed below the indexes, REINDEX them";
+            tracing::warn!(built_by, compared_by, "{what}");
+            connection.index_scans_off = true;
         }
         if connection.index_scans_off {
             // A walk would sort the whole table at each step.
             connection.one_pass = true;
             // Of the transaction, or of a session that is the function's alone.
             let set = if pooler { "SET LOCAL" } else { "SET" };
-            let off = ["enable_indexscan", "enable_indexonlyscan", "enable_bitmapscan"]
-                .map(|name| format!("{set} {name} = off;"))
-                .concat();
+            let scans = ["enable_indexscan", "enable_indexonlyscan", "enable_bitmapscan"];
+            let off = scans.map(|name| format!("{set} {name} = off;")).concat();
             sqlx::raw_sql(&off).execute(&mut connection.session).await.map_err(column)?;
         }
         Ok(())
@@ -438,14 +430,13 @@ impl Connector {
 
     /// Closes the idle connection politely.
     pub async fn close(&self) {
-        if let Some(connection) = self.take_idle() {
-            let end = async {
-                let _ = sqlx::Connection::close(connection.session).await;
-                // The server has yet to hear of it.
-                let _ = connection.relay.await;
-            };
-            let _ = tokio::time::timeout(CLOSE_TIMEOUT, end).await;
-        }
+        let Some(Connection { session, relay, .. }) = self.take_idle() else { return };
+        let end = async {
+            let _ = sqlx::Connection::close(session).await;
+            // The server has yet to hear of it.
+            let _ = relay.await;
+        };
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, end).await;
     }
 }
 

@@ -80,9 +80,9 @@ fn the_connection_is_open_before_the_first_event() {
 fn a_connection_knows_whether_there_are_only_few_media() {
     let small = |database: &Database| {
         let config = Config::read(|name| (name == "DATABASE_URL").then(|| database.url())).unwrap();
-        block_on(Connector::new(config.database, config.statement_timeout).session(NOW_MS))
-            .unwrap()
-            .one_pass
+        let connector = Connector::new(config.database, config.statement_timeout);
+        let connection = connector.connect(NOW_MS, Instant::now() + Duration::from_secs(3));
+        block_on(connection).unwrap().one_pass
     };
     let database = block_on(Database::of_conformance("synapse-94"));
     assert!(small(&database));
@@ -91,13 +91,9 @@ fn a_connection_knows_whether_there_are_only_few_media() {
         let mut superuser = database.superuser().await;
         sqlx::raw_sql("BEGIN; LOCK local_media_repository").execute(&mut superuser).await.unwrap();
         let config = Config::read(|name| (name == "DATABASE_URL").then(|| database.url())).unwrap();
-        assert!(
-            Connector::new(config.database, config.statement_timeout)
-                .session(NOW_MS)
-                .await
-                .unwrap()
-                .one_pass
-        );
+        let connector = Connector::new(config.database, config.statement_timeout);
+        let connection = connector.connect(NOW_MS, Instant::now() + Duration::from_secs(3));
+        assert!(connection.await.unwrap().one_pass);
     });
     let database = block_on(database.enlarge());
     assert!(!small(&database));

@@ -1,8 +1,11 @@
 //! A real PostgreSQL: one private cluster for the whole run, one database for each test.
 
-use std::sync::{
-    OnceLock,
-    atomic::{AtomicU32, Ordering},
+use std::{
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use serde::Deserialize;
@@ -218,7 +221,7 @@ impl Database {
     pub async fn session(&self) -> PgConnection {
         let config = config(&self.url()).unwrap();
         Connector::new(config.database, config.statement_timeout)
-            .session(NOW_MS)
+            .connect(NOW_MS, Instant::now() + Duration::from_secs(3))
             .await
             .unwrap()
             .session
