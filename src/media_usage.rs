@@ -10,8 +10,7 @@ use crate::{
     read_ahead::{KeptAnswer, ReadAhead},
     statement::Shape,
 };
-use futures_util::TryStreamExt;
-use std::future::ready;
+use futures_util::{TryStreamExt, future::ready};
 
 /// A page, and how it was found.
 pub struct MediaUsage {

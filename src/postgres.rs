@@ -225,10 +225,8 @@ impl Connector {
     ///
     /// The `Database` errors of [`Error`], after 2.5 s at most, and those of [`Connector::connect`].
     pub async fn check_credentials(&self, unix_ms: i64) -> Result<(), Error> {
-        if self.credentials.check(&self.database.url.0, unix_ms).await? {
-            self.open(unix_ms).await?;
-        }
-        Ok(())
+        let is_new = self.credentials.check(&self.database.url.0, unix_ms).await?;
+        if is_new { self.open(unix_ms).await } else { Ok(()) }
     }
 
     /// The idle connection, if there is one. It has a second for its first answer.
@@ -249,10 +247,8 @@ impl Connector {
         let start = Instant::now();
         let by = answers_by.min(start + self.database.connect_timeout);
         let connection = tokio::time::timeout_at(by.into(), unwinding(self.log_in(unix_ms))).await;
-        let connection = connection.unwrap_or_else(|_| {
-            let cause = format!("connecting to {} took too long", self.address());
-            Err(Error::DatabaseUnavailable(cause))
-        });
+        let late = |_| format!("connecting to {} took too long", self.address());
+        let connection = connection.map_err(late).map_err(Error::DatabaseUnavailable).flatten();
         if let (Err(_), Some(secret)) = (&connection, self.credentials.secret()) {
             // The next one may name another place, or a role that can be logged in.
             secret.forget();
