@@ -8,7 +8,6 @@ mod session;
 mod tls;
 
 use std::{
-    hash::{BuildHasher, Hasher, RandomState},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -113,7 +112,7 @@ pub struct Connection {
 impl Connector {
     /// A connector that has not connected yet.
     pub fn new(database: Database, statement_timeout: Duration) -> Self {
-        let marker = format!("s{:016x}", random());
+        let marker = format!("s{:016x}", rand::random::<u64>());
         Self {
             credentials: Credentials::new(&database.login),
             // They live as long as the process.
@@ -434,9 +433,4 @@ impl Connector {
         };
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, end).await;
     }
-}
-
-/// A number that nobody can guess.
-fn random() -> u64 {
-    RandomState::new().build_hasher().finish()
 }

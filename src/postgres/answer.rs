@@ -9,7 +9,7 @@ use sqlx::{
     query::Query,
 };
 
-use super::{Connection, failure, is_in_no_row, random, session::in_time};
+use super::{Connection, failure, is_in_no_row, session::in_time};
 use crate::error::Error;
 
 /// A statement with its parameters.
@@ -55,7 +55,7 @@ impl Connection {
         doing: &str,
         query: Question<'_>,
     ) -> Result<Option<T>, Error> {
-        let asked = random().cast_signed();
+        let asked: i64 = rand::random();
         let found = match self.answer(query.bind(asked)).await? {
             Ok(row) if row.try_get("asked").ok() != Some(asked) => Err(sqlx::Error::RowNotFound),
             Ok(row) if row.try_get_raw(0).is_ok_and(|it| it.is_null()) => Ok(None),

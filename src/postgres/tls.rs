@@ -44,15 +44,14 @@ pub(super) async fn secured(
         (b'N', _) => return Err(sqlx::Error::Tls(NO_TLS.into())),
         _ => return Err(sqlx::Error::Protocol("the answer to SSLRequest is none".to_owned())),
     }
-    let (connector, name) = connector(options, authorities).map_err(sqlx::Error::Tls)?;
+    let connector = connector(mode, authorities).map_err(sqlx::Error::Tls)?;
+    let name = ServerName::try_from(options.get_host().to_owned());
+    let name = name.map_err(|error| sqlx::Error::Tls(error.into()))?;
     Ok(Either::Right(connector.connect(name, server).await?))
 }
 
-/// What makes TLS of a connection, and the name that the server has to prove.
-fn connector(
-    options: &PgConnectOptions,
-    authorities: &[u8],
-) -> Result<(TlsConnector, ServerName<'static>), BoxDynError> {
+/// What makes TLS of a connection.
+fn connector(mode: PgSslMode, authorities: &[u8]) -> Result<TlsConnector, BoxDynError> {
     let mut roots: RootCertStore = webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect();
     for authority in CertificateDer::pem_slice_iter(authorities) {
         roots.add(authority?)?;
@@ -60,11 +59,10 @@ fn connector(
     let verifier = WebPkiServerVerifier::builder(Arc::new(roots)).build()?;
     let config = ClientConfig::builder().with_webpki_verifier(Arc::clone(&verifier));
     let mut config = config.with_no_client_auth();
-    if !matches!(options.get_ssl_mode(), PgSslMode::VerifyCa | PgSslMode::VerifyFull) {
+    if !matches!(mode, PgSslMode::VerifyCa | PgSslMode::VerifyFull) {
         config.dangerous().set_certificate_verifier(Arc::new(AnyCertificate(verifier)));
     }
-    let name = ServerName::try_from(options.get_host().to_owned())?;
-    Ok((TlsConnector::from(Arc::new(config)), name))
+    Ok(TlsConnector::from(Arc::new(config)))
 }
 
 type Checked = Result<HandshakeSignatureValid, Error>;
