@@ -8,7 +8,7 @@ use crate::{
     postgres::{Connection, failure, is_in_no_row},
     query::{Direction, MediaUsageQuery},
     read_ahead::{KeptAnswer, ReadAhead},
-    statement::Shape,
+    statement::{Shape, Statement},
 };
 use futures_util::{TryStreamExt, future::ready};
 
@@ -30,7 +30,7 @@ impl MediaUsage {
     }
 }
 
-/// A row of a page statement, as [`Statements::page`](crate::statement::Statements::page) has its
+/// A row of a page statement, as [`Statement::page`] has its
 /// columns. All but the total are null in the only row of an empty page.
 type Row = (i64, Option<bool>, Option<String>, Option<String>, Option<i64>, Option<i64>);
 
@@ -68,7 +68,8 @@ pub async fn media_usage(
     let limit = query.limit.min(budget.most_users()).max(step.unwrap_or(0));
     let shape = Shape::for_query(&MediaUsageQuery { limit, ..query.clone() }, connection.one_pass);
     let failed = |error| failure("reading media statistics", &error);
-    let mut rows = sqlx::query_as(connection.statements.page(shape))
+    let text = connection.text(Statement::page(shape));
+    let mut rows = sqlx::query_as(&text)
         .persistent(connection.keeps_statements)
         .bind(limit)
         .bind(query.from)

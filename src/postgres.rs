@@ -8,6 +8,7 @@ mod session;
 mod tls;
 
 use std::{
+    mem::take,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -28,7 +29,7 @@ use crate::{
     error::Error,
     invocation::Invocation,
     lock::lock,
-    statement::Statements,
+    statement::Statement,
 };
 
 /// How long opening a connection may take during init, which Lambda ends after 10 s. If a request
@@ -60,7 +61,6 @@ const CLOSE_TIMEOUT: Duration = Duration::from_millis(300);
 pub struct Connector {
     database: Database,
     credentials: Credentials,
-    statements: &'static Statements,
     settings: Vec<(&'static str, String)>,
     /// What only this connector's sessions have among their settings.
     marker: String,
@@ -90,8 +90,8 @@ pub struct Connection {
     pub session: PgConnection,
     /// What its messages pass through.
     relay: Relay,
-    /// Every text that can be sent.
-    pub statements: &'static Statements,
+    /// The schema of Synapse's tables.
+    schema: String,
     /// Whether a prepared statement is there when it is asked for again. Through a pooler the next
     /// transaction has another session.
     pub keeps_statements: bool,
@@ -104,7 +104,7 @@ pub struct Connection {
     /// By when the other end has to answer, and what the log says if it does not; `None` once it has.
     answers_by: Option<(Instant, &'static str)>,
     /// What is asked together with the first beginning.
-    first: Vec<String>,
+    first: Vec<Statement>,
     /// Whether no index can be relied on.
     index_scans_off: bool,
 }
@@ -115,8 +115,6 @@ impl Connector {
         let marker = format!("s{:016x}", rand::random::<u64>());
         Self {
             credentials: Credentials::new(&database.login),
-            // They live as long as the process.
-            statements: Box::leak(Box::new(Statements::in_schema(&database.schema))),
             settings: settings(statement_timeout, &marker),
             marker,
             // The server gives up a statement by itself. This is for a server that does not, or
@@ -281,20 +279,21 @@ impl Connector {
         let mut connection = Connection {
             session,
             relay,
-            statements: self.statements,
+            schema: self.database.schema.clone(),
             keeps_statements: !self.database.pooler,
             one_pass: false,
             pid: 0,
             connecting: Duration::ZERO,
             answers_by: None,
-            first: vec![self.statements.missing_indexes.clone()],
+            first: vec![Statement::MISSING_INDEXES],
             index_scans_off: false,
         };
         // The column is there from PostgreSQL 15 on.
         if connection.session.server_version_num().is_some_and(|version| version >= 150_000) {
-            connection.first.push(self.statements.collation.clone());
+            connection.first.push(Statement::COLLATION);
         }
         if !self.database.pooler {
+            connection.first.insert(0, Statement::CHECK_CLIENT);
             self.begin(&mut connection, connecting).await?;
         }
         Ok(connection)
@@ -343,7 +342,6 @@ impl Connector {
         failed: impl Fn(sqlx::Error) -> Error,
     ) -> Result<(), Error> {
         let pooler = self.database.pooler;
-        let Statements { session, check_client, .. } = self.statements;
         let mut begin = Vec::new();
         if pooler {
             // The isolation level cannot be a setting here, because `SET LOCAL` comes too late for it.
@@ -351,11 +349,9 @@ impl Connector {
             begin.push("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY".to_owned());
             let set = |(name, value): &_| format!("SET LOCAL {name} = {value}");
             begin.extend(self.settings.iter().map(set));
-            begin.push(session.clone());
-        } else {
-            begin.extend([session.clone(), check_client.clone()]);
         }
-        begin.append(&mut connection.first);
+        begin.push(connection.text(Statement::SESSION));
+        begin.extend(take(&mut connection.first).into_iter().map(|it| connection.text(it)));
         // All in one round trip.
         let begin = begin.join("; ");
         let rows = sqlx::raw_sql(&begin).fetch_all(&mut connection.session);
@@ -408,8 +404,8 @@ impl Connector {
         let cancel = async {
             let mut other = self.connect(invocation.unix_ms, Instant::now() + time_limit).await?;
             let cancel = async |other: &mut Connection| {
-                let cancel = sqlx::query(&other.statements.cancel).bind(pid);
-                other.row("cancelling a statement", cancel).await
+                let cancel = other.text(Statement::CANCEL);
+                other.row("cancelling a statement", sqlx::query(&cancel).bind(pid)).await
             };
             let _: (bool,) = self.transact(&mut other, &cancel).await?;
             *lock(&self.idle) = Some(other);

@@ -13,6 +13,7 @@ use crate::{
     invocation::Invocation,
     log::{ms, write_line},
     postgres::{Connection, Connector},
+    statement::Statement,
 };
 
 /// What a probe has found.
@@ -85,9 +86,9 @@ impl Health {
 
 /// What the database says; `tables` as [`Connection::missing_grants`] takes them.
 async fn ask(connection: &mut Connection, tables: &str) -> Result<Health, Error> {
-    let indexes = sqlx::query(&connection.statements.missing_indexes);
+    let indexes = connection.text(Statement::MISSING_INDEXES);
     // First, because this is what an idle connection has to answer in time.
-    let (indexes,) = connection.row("looking for missing indexes", indexes).await?;
+    let (indexes,) = connection.row("looking for missing indexes", sqlx::query(&indexes)).await?;
     Ok(Health {
         cause: connection.missing_grants(tables).await?,
         missing_indexes: Some(Option::unwrap_or_default(indexes)),
@@ -104,10 +105,11 @@ async fn ask(connection: &mut Connection, tables: &str) -> Result<Health, Error>
 
 async fn replication_lag_ms(connection: &mut Connection) -> Result<Option<f64>, Error> {
     let doing = "asking for the replication lag";
-    let lag = sqlx::query(&connection.statements.replication_lag);
-    let (is_aurora, mut lag) = connection.row(doing, lag).await?;
+    let text = connection.text(Statement::REPLICATION_LAG);
+    let (is_aurora, mut lag) = connection.row(doing, sqlx::query(&text)).await?;
     if is_aurora {
-        (lag,) = connection.row(doing, sqlx::query(&connection.statements.aurora_lag)).await?;
+        let text = connection.text(Statement::AURORA_LAG);
+        (lag,) = connection.row(doing, sqlx::query(&text)).await?;
     }
     Ok(lag)
 }

@@ -7,70 +7,37 @@ use serde::Serialize;
 
 use crate::query::{Direction, MediaUsageQuery, OrderBy};
 
-/// The texts, for the schema that has Synapse's tables. Each file's header has its parameters and
-/// columns.
-pub struct Statements {
+/// A text, as its file in `sql/` has it, whose header has its parameters and columns.
+#[derive(Clone, Copy)]
+pub struct Statement(&'static str);
+
+impl Statement {
     /// The session's first question, together with the next one or behind a `BEGIN`; no parameter.
-    pub session: String,
+    pub const SESSION: Self = Self(include_str!("sql/session.sql"));
     /// Has the server notice that nobody waits for a statement any more; no parameter.
-    pub check_client: String,
+    pub const CHECK_CLIENT: Self = Self(include_str!("sql/check_client.sql"));
     /// Which indexes are missing; together with the session's first question; no parameter.
-    pub missing_indexes: String,
+    pub const MISSING_INDEXES: Self = Self(include_str!("sql/missing_indexes.sql"));
     /// Whether the indexes were built by another collation library, likewise; PostgreSQL 15 and later.
-    pub collation: String,
+    pub const COLLATION: Self = Self(include_str!("sql/collation.sql"));
     /// The user of an access token; two parameters, the token and a number.
-    pub access_token: String,
+    pub const ACCESS_TOKEN: Self = Self(include_str!("sql/access_token.sql"));
     /// The same user by name; two parameters, the user id and a number.
-    pub user: String,
+    pub const USER: Self = Self(include_str!("sql/user.sql"));
     /// When a user's account expires; two parameters, the user id and a number.
-    pub account_validity: String,
+    pub const ACCOUNT_VALIDITY: Self = Self(include_str!("sql/account_validity.sql"));
     /// Whether there are a user and a device; three parameters, the user id, the device id or null, and a
     /// number.
-    pub device: String,
+    pub const DEVICE: Self = Self(include_str!("sql/device.sql"));
     /// What the role or the database lacks, and row-level security; one parameter, the server's
     /// message or names of tables.
-    pub missing_grants: String,
+    pub const MISSING_GRANTS: Self = Self(include_str!("sql/missing_grants.sql"));
     /// How far a standby is behind; no parameter.
-    pub replication_lag: String,
+    pub const REPLICATION_LAG: Self = Self(include_str!("sql/replication_lag.sql"));
     /// The same of a reader of Aurora; no parameter.
-    pub aurora_lag: String,
+    pub const AURORA_LAG: Self = Self(include_str!("sql/aurora_lag.sql"));
     /// Cancels a statement; one parameter, the process id of its backend.
-    pub cancel: String,
-    /// [`Shape::OnePass`], as [`Statements::page`] returns it.
-    pub one_pass: String,
-    /// [`Shape::Counts`], likewise.
-    pub counts: String,
-    /// [`Shape::Walk`], likewise.
-    pub walk: String,
-    /// [`Shape::Search`], likewise.
-    pub search: String,
-}
-
-impl Statements {
-    /// The texts for a schema. The files say `public.`, and nothing but that is ever replaced.
-    pub fn in_schema(schema: &str) -> Self {
-        let quoted = format!("\"{schema}\".");
-        let prefix = if schema == "public" { "public." } else { &quoted };
-        let text = |file| statement(file).replace("public.", prefix);
-        Self {
-            session: text(include_str!("sql/session.sql")),
-            check_client: text(include_str!("sql/check_client.sql")),
-            missing_indexes: text(include_str!("sql/missing_indexes.sql")),
-            collation: text(include_str!("sql/collation.sql")),
-            access_token: text(include_str!("sql/access_token.sql")),
-            user: text(include_str!("sql/user.sql")),
-            account_validity: text(include_str!("sql/account_validity.sql")),
-            device: text(include_str!("sql/device.sql")),
-            missing_grants: text(include_str!("sql/missing_grants.sql")),
-            replication_lag: text(include_str!("sql/replication_lag.sql")),
-            aurora_lag: text(include_str!("sql/aurora_lag.sql")),
-            cancel: text(include_str!("sql/cancel.sql")),
-            one_pass: text(include_str!("sql/one_pass.sql")),
-            counts: text(include_str!("sql/counts.sql")),
-            walk: text(include_str!("sql/walk.sql")),
-            search: text(include_str!("sql/search.sql")),
-        }
-    }
+    pub const CANCEL: Self = Self(include_str!("sql/cancel.sql"));
 
     /// The statement that answers a [`MediaUsageQuery`] with the page and the total.
     ///
@@ -78,22 +45,25 @@ impl Statements {
     /// search term, [`OrderBy::as_str`] and whether the direction is backwards. Its columns are
     /// `total`, `on_page` (null if the page is empty), `user_id`, `displayname`, `media_count` and
     /// `media_length`.
-    pub fn page(&self, shape: Shape) -> &str {
+    pub fn page(shape: Shape) -> Self {
         match shape {
-            Shape::OnePass => &self.one_pass,
-            Shape::Counts => &self.counts,
-            Shape::Walk => &self.walk,
-            Shape::Search => &self.search,
+            Shape::OnePass => Self(include_str!("sql/one_pass.sql")),
+            Shape::Counts => Self(include_str!("sql/counts.sql")),
+            Shape::Walk => Self(include_str!("sql/walk.sql")),
+            Shape::Search => Self(include_str!("sql/search.sql")),
         }
     }
-}
 
-/// What is sent of a file: the statement, without the `PREPARE` before it, because the client says
-/// the types itself, and without the semicolon that psql wants.
-fn statement(file: &str) -> &str {
-    let prepared = file.split_once("\nPREPARE ").and_then(|(_, prepare)| prepare.split_once('\n'));
-    let statement = prepared.map_or(file, |(_, statement)| statement);
-    statement.trim_end().trim_end_matches(';')
+    /// What is sent for a schema: the statement, without the `PREPARE` before it, because the client
+    /// says the types itself, and without the semicolon that psql wants. The files say `public.`, and
+    /// nothing but that is ever replaced.
+    pub fn in_schema(self, schema: &str) -> String {
+        let quoted = format!("\"{schema}\".");
+        let prefix = if schema == "public" { "public." } else { &quoted };
+        let prepared = self.0.split_once("\nPREPARE ").and_then(|it| it.1.split_once('\n'));
+        let statement = prepared.map_or(self.0, |(_, statement)| statement);
+        statement.trim_end().trim_end_matches(';').replace("public.", prefix)
+    }
 }
 
 /// A way to find the answer: a file in `sql/`, whose header says what it is good for. The numbers
@@ -116,7 +86,7 @@ impl Shape {
     /// Admin UIs ask for 1000 at most.
     const SMALL_PAGE: i64 = 1000;
 
-    /// The rule. `one_pass` is what [`Statements::session`] answers. It depends on nothing that
+    /// The rule. `one_pass` is what [`Statement::SESSION`] answers. It depends on nothing that
     /// differs between the pages of one walk; and as every shape gives the same answer, pages would
     /// fit together even if it did.
     pub fn for_query(query: &MediaUsageQuery, one_pass: bool) -> Self {
@@ -176,15 +146,16 @@ mod tests {
 
     #[test]
     fn what_is_sent_is_what_the_file_prepares() {
-        let statements = Statements::in_schema("public");
-        assert!(statements.user.starts_with("SELECT users.name,"), "{}", statements.user);
-        assert!(statements.user.ends_with("ON users.name = $1"), "{}", statements.user);
+        let user = Statement::USER.in_schema("public");
+        assert!(user.starts_with("SELECT users.name,"), "{user}");
+        assert!(user.ends_with("ON users.name = $1"), "{user}");
         let file = include_str!("sql/walk.sql");
-        assert!(file.ends_with(&format!(" AS\n{};\n", statements.walk)));
-        assert!(statements.page(Shape::Walk).starts_with("WITH RECURSIVE"));
+        let walk = Statement::page(Shape::Walk).in_schema("public");
+        assert!(file.ends_with(&format!(" AS\n{walk};\n")));
+        assert!(walk.starts_with("WITH RECURSIVE"));
 
-        let elsewhere = Statements::in_schema("Synapse").page(Shape::Walk).to_owned();
-        assert_eq!(elsewhere.replace("\"Synapse\".", "public."), statements.walk);
+        let elsewhere = Statement::page(Shape::Walk).in_schema("Synapse");
+        assert_eq!(elsewhere.replace("\"Synapse\".", "public."), walk);
         assert!(!elsewhere.contains("public"));
     }
 }

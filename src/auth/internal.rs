@@ -1,7 +1,7 @@
 //! Tokens that Synapse keeps itself, in its tables `access_tokens` and `users`.
 
 use super::{Admin, Claim, Verdict};
-use crate::{error::Error, postgres::Connection};
+use crate::{error::Error, postgres::Connection, statement::Statement};
 
 /// The columns of `sql/access_token.sql` and `sql/user.sql`.
 type User = (String, Option<i64>, bool, bool, bool);
@@ -18,11 +18,13 @@ pub(super) async fn admin(
     let refusal = |error, what| if is_login { Error::ReplicaBehind(what) } else { error };
     let refuse_if = |is: bool, error, what| if is { Err(refusal(error, what)) } else { Ok(()) };
     let user = if let Some(owner) = &claim.owner {
-        let query = sqlx::query(&connection.statements.user).bind(&owner.user_id);
+        let text = connection.text(Statement::USER);
+        let query = sqlx::query(&text).bind(&owner.user_id);
         let user = connection.lookup("looking up a user", query).await?;
         user.ok_or_else(|| refusal(Error::NOT_AN_ADMIN, "it does not know the user"))?
     } else {
-        let query = sqlx::query(&connection.statements.access_token).bind(claim.token.expose());
+        let text = connection.text(Statement::ACCESS_TOKEN);
+        let query = sqlx::query(&text).bind(claim.token.expose());
         let user = connection.lookup("looking up an access token", query).await?;
         // One of the last seconds, an application service's, or none at all.
         let Some(user) = user else { return Ok(None) };
@@ -38,7 +40,8 @@ pub(super) async fn admin(
     rest.find(':').ok_or(Error::USER_ID_WITHOUT_SERVER_NAME)?;
     refuse_if(is_locked, Error::USER_LOCKED, "it has the user locked")?;
     if account_validity {
-        let query = sqlx::query(&connection.statements.account_validity).bind(&user_id);
+        let text = connection.text(Statement::ACCOUNT_VALIDITY);
+        let query = sqlx::query(&text).bind(&user_id);
         let account = connection.lookup("looking up an account's validity", query).await?;
         let is_over = |(expiration_ts_ms,): (i64,)| expiration_ts_ms <= claim.at.unix_ms;
         let has_expired = account.is_some_and(is_over);

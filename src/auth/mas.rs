@@ -21,6 +21,7 @@ use crate::{
     error::Error,
     lock::lock,
     postgres::Connection,
+    statement::Statement,
 };
 
 /// Matrix Authentication Service.
@@ -145,7 +146,8 @@ impl Mas {
         let user_id = format!("@{username}:{}", self.server_name);
         let device_id = introspection.device_id();
         let known_device_id = device_id.as_ref().ok().and_then(Option::as_deref);
-        let query = sqlx::query(&connection.statements.device).bind(&user_id).bind(known_device_id);
+        let text = connection.text(Statement::DEVICE);
+        let query = sqlx::query(&text).bind(&user_id).bind(known_device_id);
         let absent = match connection.lookup("looking up a device", query).await? {
             // A name that the database's encoding cannot write is nobody's.
             None | Some((false, _)) => Some(Error::USER_NOT_FOUND),

@@ -10,12 +10,17 @@ use sqlx::{
 };
 
 use super::{Connection, failure, is_in_no_row, session::in_time};
-use crate::error::Error;
+use crate::{error::Error, statement::Statement};
 
 /// A statement with its parameters.
 type Question<'q> = Query<'q, Postgres, PgArguments>;
 
 impl Connection {
+    /// What is sent of a statement.
+    pub fn text(&self, statement: Statement) -> String {
+        statement.in_schema(&self.schema)
+    }
+
     /// The grants, tables and columns that the role or the database lacks, and the tables with
     /// row-level security, if there are any. The tables that not every configuration reads count if
     /// the text `named` names them.
@@ -24,7 +29,8 @@ impl Connection {
     ///
     /// As [`Connection::row`].
     pub async fn missing_grants(&mut self, named: &str) -> Result<Option<String>, Error> {
-        let missing = sqlx::query(&self.statements.missing_grants).bind(named);
+        let text = self.text(Statement::MISSING_GRANTS);
+        let missing = sqlx::query(&text).bind(named);
         let (missing,) = self.row("looking for what is missing", missing).await?;
         Ok(missing)
     }

@@ -4,11 +4,11 @@ use serde_json::Value;
 use sqlx::{PgConnection, Row};
 use synapse_media_usage::{
     query::{Args, MediaUsageQuery},
-    statement::Shape,
+    statement::{Shape, Statement},
 };
 
 use crate::{
-    statements::{STATEMENTS, bound},
+    statements::{bound, page, text},
     support::{block_on, database::Database, documentation::block, read},
 };
 
@@ -23,7 +23,7 @@ struct Scan {
 
 /// Executes the statement of a query as the function does, and returns its scans of tables.
 async fn scans(session: &mut PgConnection, query: &MediaUsageQuery) -> Vec<Scan> {
-    let sql = STATEMENTS.page(Shape::for_query(query, false));
+    let sql = page(Shape::for_query(query, false));
     let explain = format!("EXPLAIN (ANALYZE, FORMAT JSON) {sql}");
     let row = bound(&explain, query).fetch_one(session).await.unwrap();
     let plan: Value = row.get(0);
@@ -131,13 +131,13 @@ fn each_lookup_goes_by_unique_indexes() {
         let mut session = database.session().await;
         // There are too few rows for an index to pay.
         sqlx::raw_sql("SET enable_seqscan = off").execute(&mut session).await.unwrap();
-        for (sql, parameters, indexes) in [
-            (&STATEMENTS.access_token, 1, &["access_tokens_token_key", "users_name_key"][..]),
-            (&STATEMENTS.user, 1, &["users_name_key"]),
-            (&STATEMENTS.account_validity, 1, &["account_validity_pkey"]),
-            (&STATEMENTS.device, 2, &["users_name_key", "device_uniqueness"]),
+        for (statement, parameters, indexes) in [
+            (Statement::ACCESS_TOKEN, 1, &["access_tokens_token_key", "users_name_key"][..]),
+            (Statement::USER, 1, &["users_name_key"]),
+            (Statement::ACCOUNT_VALIDITY, 1, &["account_validity_pkey"]),
+            (Statement::DEVICE, 2, &["users_name_key", "device_uniqueness"]),
         ] {
-            let explain = format!("EXPLAIN {sql}");
+            let explain = format!("EXPLAIN {}", text(statement));
             let texts = std::iter::repeat_n("syt_admin_ok", parameters);
             let mut explain = sqlx::query_scalar::<_, String>(&explain);
             for text in texts {

@@ -7,7 +7,6 @@ use std::{
     cmp::Ordering,
     collections::{HashMap, hash_map::Entry},
     process::Command,
-    sync::LazyLock,
 };
 
 use proptest::{
@@ -19,7 +18,7 @@ use sqlx::{PgConnection, Row};
 use synapse_media_usage::{
     page::UserMedia,
     query::{Args, Direction, MediaUsageQuery, OrderBy},
-    statement::{Shape, Statements},
+    statement::{Shape, Statement},
 };
 
 use crate::support::{
@@ -30,8 +29,15 @@ use crate::support::{
     project,
 };
 
-/// The texts for the usual schema.
-pub static STATEMENTS: LazyLock<Statements> = LazyLock::new(|| Statements::in_schema("public"));
+/// What is sent of a statement for the usual schema.
+pub fn text(statement: Statement) -> String {
+    statement.in_schema("public")
+}
+
+/// The same of the statement for a page.
+pub fn page(shape: Shape) -> String {
+    text(Statement::page(shape))
+}
 
 /// What a page statement answers.
 #[derive(Debug, PartialEq)]
@@ -319,7 +325,7 @@ fn every_statement_answers_what_the_reference_answers() {
             plan(if round % 5 == 0 { Plan::Custom } else { Plan::Generic }, &mut session).await;
             let mut reference = Reference::default();
             for kind in kinds() {
-                let ways = ways(STATEMENTS.page(kind.shape));
+                let ways = ways(&page(kind.shape));
                 for _ in 0..4 {
                     let query = kind.query(&mut runner, &query);
                     let expected = reference.answer(&mut session, &query).await;
@@ -382,8 +388,8 @@ fn every_statement_answers_what_the_reference_answers_on_adversarial_data() {
                     let large = MediaUsageQuery { limit: 5000, from: 3, ..sampled.clone() };
                     for query in [sampled, large] {
                         let expected = reference.answer(&mut session, &query).await;
-                        let sql = STATEMENTS.page(kind.shape);
-                        let answer = run(&mut session, sql, &query).await.unwrap();
+                        let sql = page(kind.shape);
+                        let answer = run(&mut session, &sql, &query).await.unwrap();
                         let context = format!("{name}, {upkeep}: {kind:?} {query:?}");
                         assert_eq!(answer.total, expected.total, "{context}");
                         assert!(answer == expected, "{context}");
@@ -401,13 +407,14 @@ fn every_statement_runs_on_every_schema() {
             let database = Database::of_conformance(schema).await;
             let mut session = database.session().await;
             let (mut runner, query) = (runner(), query());
-            let token = sqlx::query(&STATEMENTS.access_token).bind("").bind(1_i64);
+            let token = text(Statement::ACCESS_TOKEN);
+            let token = sqlx::query(&token).bind("").bind(1_i64);
             token.fetch_one(&mut session).await.unwrap();
             let mut reference = Reference::default();
             for kind in kinds() {
                 let query = kind.query(&mut runner, &query);
                 let expected = reference.answer(&mut session, &query).await;
-                let answer = run(&mut session, STATEMENTS.page(kind.shape), &query).await.unwrap();
+                let answer = run(&mut session, &page(kind.shape), &query).await.unwrap();
                 assert_eq!(answer, expected, "{schema} {query:?}");
             }
         }
@@ -419,22 +426,25 @@ fn the_tables_may_live_in_another_schema() {
     const ELSEWHERE: &str = "Synapse_2";
     block_on(async {
         let database = Database::of_conformance("synapse-94").await;
-        let elsewhere = Statements::in_schema(ELSEWHERE);
         let (mut superuser, mut session) = (database.superuser().await, database.session().await);
         let (mut runner, query) = (runner(), query());
-        let token = |sql| sqlx::query_scalar::<_, String>(sql).bind("syt_admin_ok").bind(1_i64);
+        let token = async |session: &mut PgConnection, schema| {
+            let sql = Statement::ACCESS_TOKEN.in_schema(schema);
+            let token = sqlx::query_scalar::<_, String>(&sql).bind("syt_admin_ok").bind(1_i64);
+            token.fetch_one(session).await
+        };
         let mut answers = Vec::new();
         for kind in kinds() {
             let query = kind.query(&mut runner, &query);
-            let answer = run(&mut session, STATEMENTS.page(kind.shape), &query).await.unwrap();
+            let answer = run(&mut session, &page(kind.shape), &query).await.unwrap();
             answers.push((kind.shape, query, answer));
         }
-        let missing = async |session: &mut PgConnection, statements: &'static Statements| {
-            let hints = sqlx::query_scalar::<_, Option<String>>(&statements.missing_grants);
+        let missing = async |session: &mut PgConnection, schema| {
+            let sql = Statement::MISSING_GRANTS.in_schema(schema);
+            let hints = sqlx::query_scalar::<_, Option<String>>(&sql);
             hints.bind("access_tokens").fetch_one(session).await.unwrap().unwrap_or_default()
         };
-        let elsewhere: &'static Statements = Box::leak(Box::new(elsewhere));
-        let hints = missing(&mut session, elsewhere).await;
+        let hints = missing(&mut session, ELSEWHERE).await;
         assert_eq!(hints.matches("there is no table").count(), 4, "{hints}");
         let hint = "there is no table users in schema Synapse_2; \
                     schema public has one: if it is Synapse's, set DATABASE_SCHEMA";
@@ -446,28 +456,31 @@ fn the_tables_may_live_in_another_schema() {
                 format!("{moved}; ALTER TABLE public.{table} SET SCHEMA \"{ELSEWHERE}\"")
             });
         sqlx::raw_sql(&moved).execute(&mut superuser).await.unwrap();
-        let hints = missing(&mut session, elsewhere).await;
+        let hints = missing(&mut session, ELSEWHERE).await;
         assert_eq!(hints, "the role lacks USAGE ON SCHEMA Synapse_2");
-        let hints = missing(&mut session, &STATEMENTS).await;
+        let hints = missing(&mut session, "public").await;
         let hint = "there is no table users in schema public; \
                     schema Synapse_2 has one: if it is Synapse's, set DATABASE_SCHEMA";
         assert!(hints.contains(hint), "{hints}");
 
         // Not even without that right is the first question refused.
         let is_small = async |session: &mut PgConnection| {
-            let row = sqlx::raw_sql(&elsewhere.session).fetch_one(session).await.unwrap();
+            let first = Statement::SESSION.in_schema(ELSEWHERE);
+            let row = sqlx::raw_sql(&first).fetch_one(session).await.unwrap();
             row.get::<bool, _>("one_pass")
         };
         assert!(is_small(&mut session).await);
         let usage = format!("GRANT USAGE ON SCHEMA \"{ELSEWHERE}\" TO media_usage");
         sqlx::raw_sql(&usage).execute(&mut superuser).await.unwrap();
         assert!(is_small(&mut session).await);
-        assert_eq!(missing(&mut session, elsewhere).await, "");
-        let name = token(&elsewhere.access_token).fetch_one(&mut session).await.unwrap();
+        assert_eq!(missing(&mut session, ELSEWHERE).await, "");
+        let name = token(&mut session, ELSEWHERE).await.unwrap();
         assert_eq!(name, "@admin:example.com");
-        assert!(token(&STATEMENTS.access_token).fetch_one(&mut session).await.is_err());
+        assert!(token(&mut session, "public").await.is_err());
         for (shape, query, expected) in answers {
-            let answer = run(&mut session, elsewhere.page(shape), &query).await.unwrap();
+            let answer = run(&mut session, &Statement::page(shape).in_schema(ELSEWHERE), &query)
+                .await
+                .unwrap();
             assert_eq!(answer, expected, "{shape:?} {query:?}");
         }
     });
@@ -509,7 +522,7 @@ fn pages_are_ordered_by_bytes_whatever_the_collation() {
             let query = MediaUsageQuery::parse(&Args::parse(term)).unwrap();
             let query = MediaUsageQuery { order_by: kind.order_by, dir: kind.dir, ..query };
             let expected = reference.answer(&mut session, &query).await;
-            let answer = run(&mut session, STATEMENTS.page(kind.shape), &query).await.unwrap();
+            let answer = run(&mut session, &page(kind.shape), &query).await.unwrap();
             assert_eq!(answer, expected, "{kind:?}");
             notice(&mut unnoticed, kind, &[(query, expected)], &mut session).await;
         }
@@ -538,8 +551,8 @@ fn each_user_is_there_once_whatever_profiles_has() {
                 // Where a name orders or finds users, each of his names counts.
                 if query.order_by != OrderBy::Displayname && query.search_term.is_none() {
                     let expected = reference.answer(&mut session, &query).await;
-                    let sql = STATEMENTS.page(kind.shape);
-                    let answer = run(&mut session, sql, &query).await.unwrap();
+                    let sql = page(kind.shape);
+                    let answer = run(&mut session, &sql, &query).await.unwrap();
                     assert_eq!(answer, expected, "{kind:?} {query:?}");
                     notice(&mut unnoticed, kind, &[(query, expected)], &mut session).await;
                 }
@@ -559,7 +572,7 @@ fn no_plan_becomes_generic() {
         for kind in kinds() {
             for _ in 0..8 {
                 let query = kind.query(&mut runner, &query);
-                run(&mut session, STATEMENTS.page(kind.shape), &query).await.unwrap();
+                run(&mut session, &page(kind.shape), &query).await.unwrap();
             }
         }
         let generic = "SELECT sum(generic_plans)::bigint, sum(custom_plans)::bigint FROM pg_prepared_statements \
@@ -614,7 +627,7 @@ fn psql_runs_a_page_statement_as_it_stands() {
             ("walk", Shape::Walk),
             ("search", Shape::Search),
         ] {
-            let answer = run(&mut session, STATEMENTS.page(shape), &query).await.unwrap();
+            let answer = run(&mut session, &page(shape), &query).await.unwrap();
             let rows = answer.users.iter().map(|user| {
                 let (id, name) = (user.user_id.as_ref().unwrap(), user.displayname.as_ref());
                 let name = name.map_or("", String::as_str);
@@ -647,7 +660,8 @@ fn one_pass_answers_where_media_are_few_or_no_index_can_be_walked() {
         let mut superuser = database.superuser().await;
         let mut one_pass = async |change: &str| {
             sqlx::raw_sql(change).execute(&mut superuser).await.unwrap();
-            let row = sqlx::raw_sql(&STATEMENTS.session).fetch_one(&mut session).await.unwrap();
+            let row =
+                sqlx::raw_sql(&text(Statement::SESSION)).fetch_one(&mut session).await.unwrap();
             assert!(row.get::<Option<String>, _>("marker").is_some());
             row.get::<bool, _>("one_pass")
         };
@@ -862,7 +876,7 @@ struct Mutant {
 fn mutants(needle: &'static str, replacement: &'static str) -> Vec<Mutant> {
     let mut mutants = Vec::new();
     for shape in [Shape::OnePass, Shape::Counts, Shape::Walk, Shape::Search] {
-        let sql = STATEMENTS.page(shape);
+        let sql = page(shape);
         for (start, _) in sql.match_indices(needle) {
             let (before, after) = (&sql[..start], &sql[start + needle.len()..]);
             let line = sql[..start + needle.len()].lines().last().unwrap().to_owned();
@@ -976,7 +990,7 @@ fn the_recorded_answers_disagree_with_a_wrong_statement() {
             for (case, query, one_pass) in
                 pages.iter().flat_map(|(case, query)| [(case, query, true), (case, query, false)])
             {
-                let sql = STATEMENTS.page(Shape::for_query(query, one_pass));
+                let sql = page(Shape::for_query(query, one_pass));
                 if !sql.contains(needle) {
                     continue;
                 }

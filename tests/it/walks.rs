@@ -13,7 +13,7 @@ use synapse_media_usage::{
     page::{Budget, UserMedia},
     query::{Args, MediaUsageQuery},
     service::Service,
-    statement::Statements,
+    statement::{Shape, Statement},
 };
 
 use crate::{
@@ -354,7 +354,7 @@ impl World {
             service: database.service(),
             users: format!(
                 "SELECT coalesce(json_agg(page) FILTER (WHERE on_page), '[]')::text FROM ({}) AS page",
-                Statements::in_schema("public").one_pass
+                Statement::page(Shape::OnePass).in_schema("public")
             ),
             now_ms: NOW_MS,
             states: Vec::new(),
