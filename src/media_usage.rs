@@ -68,7 +68,7 @@ pub async fn media_usage(
     let limit = query.limit.min(budget.most_users()).max(step.unwrap_or(0));
     let shape = Shape::for_query(&MediaUsageQuery { limit, ..query.clone() }, connection.one_pass);
     let failed = |error| failure("reading media statistics", &error);
-    let text = connection.text(Statement::page(shape));
+    let text = Statement::page(shape).in_schema(&connection.schema);
     let mut rows = sqlx::query_as(&text)
         .persistent(connection.keeps_statements)
         .bind(limit)

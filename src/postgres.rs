@@ -91,7 +91,7 @@ pub struct Connection {
     /// What its messages pass through.
     relay: Relay,
     /// The schema of Synapse's tables.
-    schema: String,
+    pub schema: String,
     /// Whether a prepared statement is there when it is asked for again. Through a pooler the next
     /// transaction has another session.
     pub keeps_statements: bool,
@@ -259,10 +259,8 @@ impl Connector {
     fn address(&self) -> String {
         let latest = self.credentials.secret().and_then(Secret::latest).unwrap_or_default();
         let options = self.database.options(latest).unwrap_or_else(|_| self.database.url.0.clone());
-        match options.get_socket() {
-            Some(socket) => socket.display().to_string(),
-            None => format!("{}:{}", options.get_host(), options.get_port()),
-        }
+        let socket = options.get_socket().map(|it| it.display().to_string());
+        socket.unwrap_or_else(|| format!("{}:{}", options.get_host(), options.get_port()))
     }
 
     async fn log_in(&self, unix_ms: i64) -> Result<Connection, Error> {
@@ -341,17 +339,16 @@ impl Connector {
         connection: &mut Connection,
         failed: impl Fn(sqlx::Error) -> Error,
     ) -> Result<(), Error> {
-        let pooler = self.database.pooler;
         let mut begin = Vec::new();
-        if pooler {
+        if self.database.pooler {
             // The isolation level cannot be a setting here, because `SET LOCAL` comes too late for it.
             // What is set is gone with the transaction.
             begin.push("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY".to_owned());
             let set = |(name, value): &_| format!("SET LOCAL {name} = {value}");
             begin.extend(self.settings.iter().map(set));
         }
-        begin.push(connection.text(Statement::SESSION));
-        begin.extend(take(&mut connection.first).into_iter().map(|it| connection.text(it)));
+        let texts = [Statement::SESSION].into_iter().chain(take(&mut connection.first));
+        begin.extend(texts.map(|it| it.in_schema(&connection.schema)));
         // All in one round trip.
         let begin = begin.join("; ");
         let rows = sqlx::raw_sql(&begin).fetch_all(&mut connection.session);
@@ -379,7 +376,7 @@ impl Connector {
             // A walk would sort the whole table at each step.
             connection.one_pass = true;
             // Of the transaction, or of a session that is the function's alone.
-            let set = if pooler { "SET LOCAL" } else { "SET" };
+            let set = if self.database.pooler { "SET LOCAL" } else { "SET" };
             let scans = ["enable_indexscan", "enable_indexonlyscan", "enable_bitmapscan"];
             let off = scans.map(|name| format!("{set} {name} = off;")).concat();
             sqlx::raw_sql(&off).execute(&mut connection.session).await.map_err(column)?;
@@ -404,7 +401,7 @@ impl Connector {
         let cancel = async {
             let mut other = self.connect(invocation.unix_ms, Instant::now() + time_limit).await?;
             let cancel = async |other: &mut Connection| {
-                let cancel = other.text(Statement::CANCEL);
+                let cancel = Statement::CANCEL.in_schema(&other.schema);
                 other.row("cancelling a statement", sqlx::query(&cancel).bind(pid)).await
             };
             let _: (bool,) = self.transact(&mut other, &cancel).await?;

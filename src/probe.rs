@@ -86,7 +86,7 @@ impl Health {
 
 /// What the database says; `tables` as [`Connection::missing_grants`] takes them.
 async fn ask(connection: &mut Connection, tables: &str) -> Result<Health, Error> {
-    let indexes = connection.text(Statement::MISSING_INDEXES);
+    let indexes = Statement::MISSING_INDEXES.in_schema(&connection.schema);
     // First, because this is what an idle connection has to answer in time.
     let (indexes,) = connection.row("looking for missing indexes", sqlx::query(&indexes)).await?;
     Ok(Health {
@@ -105,10 +105,10 @@ async fn ask(connection: &mut Connection, tables: &str) -> Result<Health, Error>
 
 async fn replication_lag_ms(connection: &mut Connection) -> Result<Option<f64>, Error> {
     let doing = "asking for the replication lag";
-    let text = connection.text(Statement::REPLICATION_LAG);
+    let text = Statement::REPLICATION_LAG.in_schema(&connection.schema);
     let (is_aurora, mut lag) = connection.row(doing, sqlx::query(&text)).await?;
     if is_aurora {
-        let text = connection.text(Statement::AURORA_LAG);
+        let text = Statement::AURORA_LAG.in_schema(&connection.schema);
         (lag,) = connection.row(doing, sqlx::query(&text)).await?;
     }
     Ok(lag)

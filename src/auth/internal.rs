@@ -18,12 +18,12 @@ pub(super) async fn admin(
     let refusal = |error, what| if is_login { Error::ReplicaBehind(what) } else { error };
     let refuse_if = |is: bool, error, what| if is { Err(refusal(error, what)) } else { Ok(()) };
     let user = if let Some(owner) = &claim.owner {
-        let text = connection.text(Statement::USER);
+        let text = Statement::USER.in_schema(&connection.schema);
         let query = sqlx::query(&text).bind(&owner.user_id);
         let user = connection.lookup("looking up a user", query).await?;
         user.ok_or_else(|| refusal(Error::NOT_AN_ADMIN, "it does not know the user"))?
     } else {
-        let text = connection.text(Statement::ACCESS_TOKEN);
+        let text = Statement::ACCESS_TOKEN.in_schema(&connection.schema);
         let query = sqlx::query(&text).bind(claim.token.expose());
         let user = connection.lookup("looking up an access token", query).await?;
         // One of the last seconds, an application service's, or none at all.
@@ -40,7 +40,7 @@ pub(super) async fn admin(
     rest.find(':').ok_or(Error::USER_ID_WITHOUT_SERVER_NAME)?;
     refuse_if(is_locked, Error::USER_LOCKED, "it has the user locked")?;
     if account_validity {
-        let text = connection.text(Statement::ACCOUNT_VALIDITY);
+        let text = Statement::ACCOUNT_VALIDITY.in_schema(&connection.schema);
         let query = sqlx::query(&text).bind(&user_id);
         let account = connection.lookup("looking up an account's validity", query).await?;
         let is_over = |(expiration_ts_ms,): (i64,)| expiration_ts_ms <= claim.at.unix_ms;

@@ -146,7 +146,7 @@ impl Mas {
         let user_id = format!("@{username}:{}", self.server_name);
         let device_id = introspection.device_id();
         let known_device_id = device_id.as_ref().ok().and_then(Option::as_deref);
-        let text = connection.text(Statement::DEVICE);
+        let text = Statement::DEVICE.in_schema(&connection.schema);
         let query = sqlx::query(&text).bind(&user_id).bind(known_device_id);
         let absent = match connection.lookup("looking up a device", query).await? {
             // A name that the database's encoding cannot write is nobody's.

@@ -16,11 +16,6 @@ use crate::{error::Error, statement::Statement};
 type Question<'q> = Query<'q, Postgres, PgArguments>;
 
 impl Connection {
-    /// What is sent of a statement.
-    pub fn text(&self, statement: Statement) -> String {
-        statement.in_schema(&self.schema)
-    }
-
     /// The grants, tables and columns that the role or the database lacks, and the tables with
     /// row-level security, if there are any. The tables that not every configuration reads count if
     /// the text `named` names them.
@@ -29,10 +24,9 @@ impl Connection {
     ///
     /// As [`Connection::row`].
     pub async fn missing_grants(&mut self, named: &str) -> Result<Option<String>, Error> {
-        let text = self.text(Statement::MISSING_GRANTS);
+        let text = Statement::MISSING_GRANTS.in_schema(&self.schema);
         let missing = sqlx::query(&text).bind(named);
-        let (missing,) = self.row("looking for what is missing", missing).await?;
-        Ok(missing)
+        self.row("looking for what is missing", missing).await.map(|(missing,)| missing)
     }
 
     /// The row that a statement always has, met while `doing` something.
