@@ -33,7 +33,7 @@ pub struct ReadAhead {
     max_age_ms: i64,
     /// How many users a walk's first statement beyond its own page reads, and how many the others.
     steps: [i64; 2],
-    /// The most recently used comes last.
+    /// The most recently used comes first.
     walks: Mutex<Vec<Walk>>,
 }
 
@@ -80,13 +80,13 @@ impl ReadAhead {
     /// How many users the statement for a page should read. `None` if the page continues no walk, or
     /// if the page before took a fifth of the time that is left.
     pub fn step(&self, query: &MediaUsageQuery, at: &Invocation) -> Option<i64> {
-        let question = self.question(query)?;
+        let question = question(query);
         let walks = self.walks(at);
-        let walk = walks.iter().rfind(|it| it.next == query.from && it.question == question)?;
-        let mut of_question = walks.iter().rev().filter(|walk| walk.question == question);
+        let walk = walks.iter().find(|it| it.next == query.from && it.question == question)?;
+        let mut of_question = walks.iter().filter(|walk| walk.question == question);
         let kept = of_question.find_map(|walk| walk.kept.as_ref());
         let step = kept.map_or(self.steps[0], |kept| self.next_step(kept));
-        (walk.took < at.time_left() / 5).then_some(step)
+        (self.max_age_ms > 0 && walk.took < at.time_left() / 5).then_some(step)
     }
 
     /// An empty answer for so many users.
@@ -105,16 +105,18 @@ impl ReadAhead {
         budget: Budget,
         at: &Invocation,
     ) -> Option<(Page, i64)> {
-        let question = self.question(query).filter(|_| query.from > 0)?;
+        let question = question(query);
         let mut walks = self.walks(at);
+        // None holds a first page, because no walk comes to one.
         let of_question = walks.iter().enumerate().filter(|(_, walk)| walk.question == question);
-        let kept = of_question.filter_map(|(index, walk)| {
+        // From the least recently used on, because of two as new the last one counts.
+        let kept = of_question.rev().filter_map(|(index, walk)| {
             let kept = walk.kept.as_ref()?;
             Some((kept.sent_ms, index, kept.page(query, budget)?, kept.total))
         });
         let (_, index, page, total) = kept.max_by_key(|(sent_ms, ..)| *sent_ms)?;
         // It is now the most recently used.
-        walks[index..].rotate_left(1);
+        walks[..=index].rotate_right(1);
         drop(walks);
         self.answered(query, page.next_token(total), None, at);
         Some((page, total))
@@ -129,21 +131,24 @@ impl ReadAhead {
         kept: Option<KeptAnswer>,
         at: &Invocation,
     ) {
-        let Some(question) = self.question(query) else { return };
+        let question = question(query);
         let mut walks = self.walks(at);
         if query.from == 0 {
             // No later page is to be older than the first.
             walks.iter_mut().filter(|it| it.question == question).for_each(|it| it.kept = None);
         }
-        Walk { question, next: next_token.unwrap_or(query.from), took: at.began.elapsed(), kept }
-            .go_on(&mut walks, query.from);
-        let with_answers = walks.iter_mut().rev().filter(|walk| walk.kept.is_some());
+        let next = next_token.unwrap_or(query.from);
+        let place = |from| walks.iter().position(|it| it.next == from && it.question == question);
+        // It continues the walk that came to this page, or else one that is where this one is.
+        let before = place(query.from).or_else(|| place(next)).map(|index| walks.remove(index));
+        // Where no page follows either, this is no walk.
+        if before.is_some() || next_token.is_some() {
+            let kept = kept.or_else(|| before?.kept);
+            walks.insert(0, Walk { question, next, took: at.began.elapsed(), kept });
+            walks.truncate(MOST_WALKS);
+        }
+        let with_answers = walks.iter_mut().filter(|walk| walk.kept.is_some());
         with_answers.skip(MOST_ANSWERS).for_each(|walk| walk.kept = None);
-    }
-
-    /// What the pages of a walk have in common; `None` if nothing is to be kept.
-    fn question(&self, query: &MediaUsageQuery) -> Option<MediaUsageQuery> {
-        (self.max_age_ms > 0).then(|| MediaUsageQuery { from: 0, limit: 0, ..query.clone() })
     }
 
     /// The walks, without answers that are too old, or older than they seem because the clock was
@@ -168,22 +173,9 @@ impl ReadAhead {
     }
 }
 
-impl Walk {
-    /// Takes the place of the walk that came to `from`, or else of one that is where this one is.
-    fn go_on(mut self, walks: &mut Vec<Self>, from: i64) {
-        let at =
-            |place| walks.iter().rposition(|it| it.next == place && it.question == self.question);
-        match at(from).or_else(|| at(self.next)).map(|before| walks.remove(before)) {
-            Some(before) => self.kept = self.kept.or(before.kept),
-            // No page follows, so that this is no walk.
-            None if self.next == from => return,
-            None => (),
-        }
-        walks.push(self);
-        if walks.len() > MOST_WALKS {
-            walks.remove(0);
-        }
-    }
+/// What the pages of a walk have in common.
+fn question(query: &MediaUsageQuery) -> MediaUsageQuery {
+    MediaUsageQuery { from: 0, limit: 0, ..query.clone() }
 }
 
 impl KeptAnswer {
@@ -212,14 +204,11 @@ impl KeptAnswer {
         let first = usize::try_from(query.from.checked_sub(self.from)?).ok()?;
         let start = *self.starts.get(first)?;
         let mut page = Page::new(query.from, query.limit, budget);
-        for line in self.lines[start..].lines() {
-            if page.is_full() {
-                break;
-            }
+        let limit = query.limit.try_into().unwrap_or(usize::MAX);
+        for line in self.lines[start..].lines().take(limit) {
             page.push(&serde_json::from_str(line).ok()?).ok()?;
         }
-        let end = self.from.saturating_add(i64::try_from(self.users()).ok()?);
-        (page.is_full() || end >= self.total).then_some(page)
+        (page.is_full() || page.next_token(self.total).is_none()).then_some(page)
     }
 }
 
