@@ -96,8 +96,8 @@ impl Service {
     /// the invocation by `request_id` in a header that browsers may read, so that an admin can
     /// quote it.
     pub async fn answer(&self, event: Event, request_id: &str, invocation: Invocation) -> Value {
+        let cold_start = !self.is_warm.swap(true, Ordering::Relaxed);
         if event.is_probe() {
-            self.is_warm.store(true, Ordering::Relaxed);
             let health = match &self.backends {
                 Some(it) => Health::check(&it.connector, &it.authenticator, &invocation).await,
                 None => Health::failed(&Error::Misconfigured),
@@ -114,7 +114,6 @@ impl Service {
         if let Ok(request_id) = HeaderValue::from_str(request_id) {
             response.headers_mut().insert("synapse-trace-id", request_id);
         }
-        let cold_start = !self.is_warm.swap(true, Ordering::Relaxed);
         log.write(kind, request.method(), &response, cold_start, request_id, &invocation);
         kind.answer(response)
     }
@@ -130,7 +129,14 @@ impl Service {
         let query = MediaUsageQuery::parse(&args);
         let (mut phases, requester) = (Phases::default(), Cell::default());
         let mut answer = async {
-            let Some(backends) = self.route(request)? else { return Ok(None) };
+            match (request.method(), request.raw_http_path()) {
+                // Before everything else, as in Synapse: browsers ask without a token, on any path.
+                (&Method::OPTIONS, _) => return Ok(None),
+                (&Method::GET | &Method::HEAD, PATH) => (),
+                (_, PATH) => return Err(Error::METHOD_NOT_ALLOWED),
+                _ => return Err(Error::NO_SUCH_ENDPOINT),
+            }
+            let backends = self.backends.as_ref().ok_or(Error::Misconfigured)?;
             let token = AccessToken::from_request(request.headers(), &args)?;
             let (query, requester, phases) = (&query, &requester, &mut phases);
             Asking { backends, query, budget, at, requester, phases }.ask(token).await
@@ -139,19 +145,6 @@ impl Service {
         let response = response(request, &mut answer);
         let (requester, query) = (requester.into_inner(), query.ok());
         (response, RequestLog { answer, requester, query, phases })
-    }
-
-    /// Whom to ask; nobody for a preflight.
-    fn route(&self, request: &Request) -> Result<Option<&Backends>, Error> {
-        match (request.method(), request.raw_http_path()) {
-            // Before everything else, as in Synapse: browsers ask without a token, on any path.
-            (&Method::OPTIONS, _) => Ok(None),
-            (&Method::GET | &Method::HEAD, PATH) => {
-                self.backends.as_ref().map(Some).ok_or(Error::Misconfigured)
-            }
-            (_, PATH) => Err(Error::METHOD_NOT_ALLOWED),
-            _ => Err(Error::NO_SUCH_ENDPOINT),
-        }
     }
 }
 
