@@ -166,7 +166,7 @@ impl Authenticator {
     /// [`Error::IntrospectionFailed`].
     pub async fn prepare(&self) -> Result<(), Error> {
         let Some(mas) = &self.mas else { return Ok(()) };
-        mas.authorization().await.map(drop)
+        mas.check_secret().await
     }
 
     /// The tables that not every configuration reads, as [`Connection::missing_grants`] takes them.
@@ -237,11 +237,7 @@ impl Authenticator {
         let Some(homeserver) = &self.homeserver else { return (Err(Error::UNKNOWN_TOKEN), None) };
         let whoami = homeserver.whoami(&claim.token, Some(claim.at.unix_ms));
         let (owner, took) = in_time(&claim.at, whoami, Error::HomeserverUnavailable).await;
-        let claim = match owner {
-            Ok(owner) if owner.is_guest => Err(Error::GUEST_ACCESS_FORBIDDEN),
-            owner => owner.map(|owner| Claim { owner: Some(owner), ..claim }),
-        };
-        (claim, took)
+        (owner.map(|it| Claim { owner: Some(it), ..claim }), took)
     }
 }
 

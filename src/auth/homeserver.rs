@@ -74,6 +74,7 @@ impl Homeserver {
     /// # Errors
     ///
     /// [`Error::Refusal`] with the homeserver's own words about the token or its user;
+    /// [`Error::GUEST_ACCESS_FORBIDDEN`] for a guest's;
     /// [`Error::HomeserverUnavailable`] for any other answer; [`Error::TOO_MANY_UNKNOWN_TOKENS`] if
     /// more than ten tokens at once, and one a second since, turned out to be bad;
     /// [`Error::UNKNOWN_TOKEN`] for one that no header can carry.
@@ -88,28 +89,25 @@ impl Homeserver {
         let request = Request::builder().header(AUTHORIZATION, bearer);
         let answer = self.client.send(request, String::new()).await;
         let (status, body) = answer.map_err(Error::HomeserverUnavailable)?;
-        let rubbish = || {
-            let cause = format!("its answer, status {status}, cannot be understood");
-            Error::HomeserverUnavailable(cause)
-        };
+        let rubbish = format!("its answer, status {status}, cannot be understood");
+        let rubbish = Error::HomeserverUnavailable(rubbish);
         match status {
             StatusCode::OK => {
                 // No text in PostgreSQL can have a NUL.
                 let owner = object(&body).filter(|it: &Owner| !it.user_id.contains('\0'));
-                let owner = owner.ok_or_else(rubbish)?;
+                let owner = owner.ok_or(rubbish)?;
                 // Whoever has a good token may go on.
                 *lock(&self.free_ms) -= MS_A_QUESTION;
-                Ok(owner)
+                if owner.is_guest { Err(Error::GUEST_ACCESS_FORBIDDEN) } else { Ok(owner) }
             }
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                let refusal: RefusalBody = object(&body).ok_or_else(rubbish)?;
-                let errcode = REFUSALS.iter().find(|errcode| **errcode == refusal.errcode);
-                let errcode = errcode.ok_or_else(|| not_about_the_token(status, &refusal))?;
-                let soft_logout = refusal.soft_logout;
-                let text = refusal.error.chars().take(LONGEST_MESSAGE).collect::<String>().into();
+                let RefusalBody { errcode, error, soft_logout } = object(&body).ok_or(rubbish)?;
+                let of_token = REFUSALS.into_iter().find(|it| *it == errcode);
+                let errcode = of_token.ok_or_else(|| not_about_the_token(status, &errcode))?;
+                let text = error.chars().take(LONGEST_MESSAGE).collect::<String>().into();
                 Err(Error::Refusal(Refusal { status: status.as_u16(), errcode, soft_logout, text }))
             }
-            _ => Err(rubbish()),
+            _ => Err(rubbish),
         }
     }
 
@@ -130,8 +128,8 @@ impl Homeserver {
 
 /// A refusal that does not speak of the token: of a homeserver that never got it, or of what stands
 /// before the homeserver.
-fn not_about_the_token(status: StatusCode, refusal: &RefusalBody) -> Error {
-    let errcode = Some(&*refusal.errcode).filter(|it| is_errcode(it)).unwrap_or("no errcode");
+fn not_about_the_token(status: StatusCode, errcode: &str) -> Error {
+    let errcode = Some(errcode).filter(|it| is_errcode(it)).unwrap_or("no errcode");
     let look = match errcode {
         "M_MISSING_TOKEN" => "a proxy on the way drops the Authorization header",
         _ => "look at what stands between the function and HOMESERVER_URL",

@@ -44,17 +44,8 @@ impl Mas {
         Self { client, secret, server_name, cache_ms, latest: Mutex::default() }
     }
 
-    /// The `Authorization` header that MAS wants. Whoever asks for it ahead of the first request has
-    /// the secret read by then. If that fails, the request tries again.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::IntrospectionFailed`].
-    pub async fn authorization(&self) -> Result<HeaderValue, Error> {
-        self.secret.get().await.map_err(no_secret)
-    }
-
-    /// Finds out whether the secret can be read. Where it cannot, the latest stays in place.
+    /// Finds out whether the secret can be read, and keeps it. Where it cannot, the latest stays in
+    /// place.
     ///
     /// # Errors
     ///
@@ -80,14 +71,12 @@ impl Mas {
             Some(introspection) => introspection,
             None => self.ask(token, now_ms).await?,
         };
-        if introspection.has_expired(now_ms) {
-            return Err(Error::TOKEN_NOT_ACTIVE);
-        }
-        Ok(introspection)
+        Some(introspection).filter(|it| !it.has_expired(now_ms)).ok_or(Error::TOKEN_NOT_ACTIVE)
     }
 
     async fn ask(&self, token: &AccessToken, now_ms: i64) -> Result<Introspection, Error> {
-        let mut answer = self.send(token, self.authorization().await?).await?;
+        let authorization = self.secret.get().await.map_err(no_secret)?;
+        let mut answer = self.send(token, authorization).await?;
         if matches!(answer.0, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
             // The secret may have been rotated since it was read.
             && let Some(renewed) = self.secret.renewed().await.map_err(no_secret)?
@@ -102,10 +91,8 @@ impl Mas {
     }
 
     async fn send(&self, token: &AccessToken, authorization: HeaderValue) -> Result<Answer, Error> {
-        let form = form_urlencoded::Serializer::new(String::new())
-            .append_pair("token", token.expose())
-            .append_pair("token_type_hint", "access_token")
-            .finish();
+        let form = [("token", token.expose()), ("token_type_hint", "access_token")];
+        let form = form_urlencoded::Serializer::new(String::new()).extend_pairs(form).finish();
         let request = Request::builder()
             .method(Method::POST)
             .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
