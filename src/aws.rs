@@ -4,7 +4,6 @@
 
 use std::{
     fmt::Write as _,
-    sync::Mutex,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -19,11 +18,12 @@ use aws_sigv4::{
     sign::v4,
 };
 use aws_smithy_http_client::tls;
+use parking_lot::Mutex;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use sqlx::postgres::PgConnectOptions;
 use tokio::sync::OnceCell;
 
-use crate::{error::chain, hidden::SecretSource, lock::lock};
+use crate::{error::chain, hidden::SecretSource};
 
 /// How long AWS may take for an answer. Without a route to it, which is what a VPC without an
 /// endpoint has, this is what a request waits for.
@@ -81,12 +81,12 @@ impl<T: Clone + PartialEq> Secret<T> {
 
     /// The secret as it was read last.
     pub fn latest(&self) -> Option<T> {
-        lock(&self.latest).clone()
+        self.latest.lock().clone()
     }
 
     /// Forgets what was read, so that it is read again.
     pub fn forget(&self) {
-        *lock(&self.latest) = None;
+        *self.latest.lock() = None;
     }
 
     /// The current version, after the latest was refused; `None` if it is the same.
@@ -111,7 +111,7 @@ impl<T: Clone + PartialEq> Secret<T> {
             SecretSource::Arn(arn) => self.aws.secret(arn, stage).await?,
         };
         let secret = (self.parse)(&text).map_err(Failure::Lasting)?;
-        Ok(lock(&self.latest).insert(secret).clone())
+        Ok(self.latest.lock().insert(secret).clone())
     }
 }
 

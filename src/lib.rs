@@ -84,7 +84,6 @@ pub mod error;
 pub mod gateway;
 pub mod hidden;
 pub mod invocation;
-pub mod lock;
 pub mod log;
 pub mod media_usage;
 pub mod page;

@@ -9,10 +9,11 @@ mod tls;
 
 use std::{
     mem::take,
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use sqlx::{ConnectOptions, PgConnection, Row, postgres::PgConnectOptions};
 use tokio::sync::Semaphore;
 
@@ -28,7 +29,6 @@ use crate::{
     credentials::Credentials,
     error::Error,
     invocation::Invocation,
-    lock::lock,
     statement::Statement,
 };
 
@@ -183,7 +183,7 @@ impl Connector {
         let answer = if let Ok(answer) = answer {
             // After a failure the connection is dropped, not examined.
             let is_fit = !answer.as_ref().is_err_and(Error::poisons_connection);
-            *lock(&self.idle) = held.filter(|_| is_fit);
+            *self.idle.lock() = held.filter(|_| is_fit);
             answer
         } else {
             // Through a pooler there is no process before a session was lent: nothing is under way.
@@ -211,7 +211,7 @@ impl Connector {
     ///
     /// As [`Connector::connect`], after 3 seconds at most.
     pub async fn open(&self, unix_ms: i64) -> Result<(), Error> {
-        *lock(&self.idle) = Some(self.connect(unix_ms, Instant::now() + LONG_CONNECT).await?);
+        *self.idle.lock() = Some(self.connect(unix_ms, Instant::now() + LONG_CONNECT).await?);
         Ok(())
     }
 
@@ -228,7 +228,7 @@ impl Connector {
 
     /// The idle connection, if there is one. It has a second for its first answer.
     fn take_idle(&self) -> Option<Connection> {
-        let connection = lock(&self.idle).take()?;
+        let connection = self.idle.lock().take()?;
         let silent = "an idle connection gave no sign of life within 1 s";
         let answers_by = Some((Instant::now() + SIGN_OF_LIFE, silent));
         Some(Connection { answers_by, connecting: Duration::ZERO, ..connection })
@@ -405,7 +405,7 @@ impl Connector {
                 other.row("cancelling a statement", sqlx::query(&cancel).bind(pid)).await
             };
             let _: (bool,) = self.transact(&mut other, &cancel).await?;
-            *lock(&self.idle) = Some(other);
+            *self.idle.lock() = Some(other);
             Ok(())
         };
         let cause = match tokio::time::timeout(time_limit, unwinding(cancel)).await {

@@ -4,15 +4,12 @@
 //! It belongs to one execution environment, which answers one request at a time. Its clock is Unix
 //! time, because a monotonic clock can stand still while the environment is frozen.
 
-use std::{
-    mem::replace,
-    sync::{Mutex, MutexGuard},
-    time::Duration,
-};
+use std::{mem::replace, time::Duration};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::{
     invocation::Invocation,
-    lock::lock,
     page::{Budget, Page, UserMedia},
     query::MediaUsageQuery,
 };
@@ -155,7 +152,7 @@ impl ReadAhead {
     /// set back.
     fn walks(&self, at: &Invocation) -> MutexGuard<'_, Vec<Walk>> {
         let now_ms = at.now_ms();
-        let mut walks = lock(&self.walks);
+        let mut walks = self.walks.lock();
         for walk in walks.iter_mut() {
             walk.kept.take_if(|kept| {
                 let seen_ms = replace(&mut kept.seen_ms, now_ms);
@@ -283,7 +280,7 @@ mod tests {
 
         /// How much memory is in use.
         fn bytes(&self) -> usize {
-            let walks = self.read_ahead.walks.lock().unwrap();
+            let walks = self.read_ahead.walks.lock();
             let term = |walk: &Walk| walk.question.search_term.as_ref().map_or(0, |it| it.0.len());
             let kept = |walk: &Walk| walk.kept.as_ref().map_or(0, bytes);
             let walk_bytes = walks.iter().map(|walk| size_of::<Walk>() + term(walk) + kept(walk));
@@ -385,7 +382,7 @@ mod tests {
                 }
                 assert!(walker.bytes() < 13_000_000, "{padding}: {}", walker.bytes());
             }
-            assert_eq!(walker.read_ahead.walks.lock().unwrap().len(), walks.min(MOST_WALKS));
+            assert_eq!(walker.read_ahead.walks.lock().len(), walks.min(MOST_WALKS));
         }
     }
 

@@ -1,8 +1,7 @@
 //! Tokens, users and devices that the replica does not know: whether the homeserver does.
 
-use std::sync::Mutex;
-
 use hyper::{Request, StatusCode, header::AUTHORIZATION};
+use parking_lot::Mutex;
 use serde::Deserialize;
 use url::Url;
 
@@ -10,7 +9,6 @@ use super::{AccessToken, LONGEST_TOKEN, object};
 use crate::{
     client::{Client, bearer},
     error::{Error, Refusal},
-    lock::lock,
 };
 
 /// How many questions may be asked at once.
@@ -97,7 +95,7 @@ impl Homeserver {
                 let owner = object(&body).filter(|it: &Owner| !it.user_id.contains('\0'));
                 let owner = owner.ok_or(rubbish)?;
                 // Whoever has a good token may go on.
-                *lock(&self.free_ms) -= MS_A_QUESTION;
+                *self.free_ms.lock() -= MS_A_QUESTION;
                 if owner.is_guest { Err(Error::GUEST_ACCESS_FORBIDDEN) } else { Ok(owner) }
             }
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
@@ -114,7 +112,7 @@ impl Homeserver {
     /// Counts another question, and says whether it may be asked. Without a bound a flood of bad tokens
     /// here would be one there.
     fn take_question(&self, now_ms: i64) -> bool {
-        let mut free_ms = lock(&self.free_ms);
+        let mut free_ms = self.free_ms.lock();
         // Never further ahead than all questions reach, because the clock may have been set back.
         let latest = now_ms.saturating_add(MOST_QUESTIONS * MS_A_QUESTION);
         *free_ms = free_ms.clamp(now_ms, latest);

@@ -1,12 +1,11 @@
 //! Tokens of Matrix Authentication Service, which is asked what they are good for (RFC 7662,
 //! "OAuth 2.0 Token Introspection"; `synapse/api/auth/mas.py`).
 
-use std::sync::Mutex;
-
 use hyper::{
     Method, Request, StatusCode,
     header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue},
 };
+use parking_lot::Mutex;
 use ring::digest::{SHA256, digest};
 use url::form_urlencoded;
 
@@ -19,7 +18,6 @@ use crate::{
     client::{Answer, Client, bearer},
     config::MasConfig,
     error::Error,
-    lock::lock,
     postgres::Connection,
     statement::Statement,
 };
@@ -86,7 +84,7 @@ impl Mas {
         let (status, body) = answer;
         // The error of a bad token, so that a flood of those takes no good one's place.
         let introspection = Introspection::read(status, &body, now_ms)?;
-        *lock(&self.latest) = Some((key(token), introspection.clone()));
+        *self.latest.lock() = Some((key(token), introspection.clone()));
         Ok(introspection)
     }
 
@@ -104,7 +102,7 @@ impl Mas {
 
     /// The introspection of a token, if it is the latest and fresh.
     fn remembered(&self, token: &AccessToken, now_ms: i64) -> Option<Introspection> {
-        let (of, introspection) = lock(&self.latest).clone()?;
+        let (of, introspection) = self.latest.lock().clone()?;
         // One of the future is of a clock that was set back.
         let age_ms = now_ms.saturating_sub(introspection.at_ms);
         let is_fresh = (0..self.cache_ms).contains(&age_ms);
@@ -151,7 +149,7 @@ impl Mas {
                 }
             }
             (Some(absent), None) => {
-                *lock(&self.latest) = None;
+                *self.latest.lock() = None;
                 // The homeserver asks MAS anew, and its primary database.
                 return if claim.may_ask { device_id.map(|_| None) } else { Err(absent) };
             }
