@@ -65,10 +65,18 @@ impl Mas {
         if token.expose().len() > LONGEST_TOKEN {
             return Err(Error::TOKEN_NOT_ACTIVE);
         }
-        let introspection = match self.remembered(token, now_ms) {
-            Some(introspection) => introspection,
+        let key = digest(&SHA256, token.expose().as_bytes()).as_ref().to_vec();
+        let remembered = self.latest.lock().clone().filter(|(of, introspection)| {
+            // One of the future is of a clock that was set back.
+            let age_ms = now_ms.saturating_sub(introspection.at_ms);
+            (0..self.cache_ms).contains(&age_ms) && *of == key
+        });
+        let introspection = match remembered {
+            Some((_, introspection)) => introspection,
+            // The error of a bad token, so that a flood of those takes no good one's place.
             None => self.ask(token, now_ms).await?,
         };
+        *self.latest.lock() = Some((key, introspection.clone()));
         Some(introspection).filter(|it| !it.has_expired(now_ms)).ok_or(Error::TOKEN_NOT_ACTIVE)
     }
 
@@ -81,11 +89,7 @@ impl Mas {
         {
             answer = self.send(token, renewed).await?;
         }
-        let (status, body) = answer;
-        // The error of a bad token, so that a flood of those takes no good one's place.
-        let introspection = Introspection::read(status, &body, now_ms)?;
-        *self.latest.lock() = Some((key(token), introspection.clone()));
-        Ok(introspection)
+        Introspection::read(answer.0, &answer.1, now_ms)
     }
 
     async fn send(&self, token: &AccessToken, authorization: HeaderValue) -> Result<Answer, Error> {
@@ -98,15 +102,6 @@ impl Mas {
             .header(AUTHORIZATION, authorization)
             .header("x-mas-supports-device-id", "1");
         self.client.send(request, form).await.map_err(Error::IntrospectionFailed)
-    }
-
-    /// The introspection of a token, if it is the latest and fresh.
-    fn remembered(&self, token: &AccessToken, now_ms: i64) -> Option<Introspection> {
-        let (of, introspection) = self.latest.lock().clone()?;
-        // One of the future is of a clock that was set back.
-        let age_ms = now_ms.saturating_sub(introspection.at_ms);
-        let is_fresh = (0..self.cache_ms).contains(&age_ms);
-        (is_fresh && of == key(token)).then_some(introspection)
     }
 
     /// Whether the holder of a token that was introspected is an admin; `None` if the replica does
@@ -159,10 +154,6 @@ impl Mas {
         }
         Ok(Some(Admin(user_id)))
     }
-}
-
-fn key(token: &AccessToken) -> Vec<u8> {
-    digest(&SHA256, token.expose().as_bytes()).as_ref().to_vec()
 }
 
 /// The header that MAS wants of its secret.
