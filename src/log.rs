@@ -79,11 +79,9 @@ pub fn write_line<'a>(
     let function_name = env::var("AWS_LAMBDA_FUNCTION_NAME").unwrap_or_default();
     if !function_name.is_empty() {
         let mut names = Vec::new();
-        for (name, unit, value) in metrics {
-            if let Some(value) = *value {
-                names.push(json!({ "Name": name, "Unit": unit }));
-                line.push((name, value.into()));
-            }
+        for (name, unit, value) in metrics.iter().filter(|metric| metric.2.is_some()) {
+            names.push(json!({ "Name": name, "Unit": unit }));
+            line.push((name, json!(value)));
         }
         let directive = |dimensions: &[&str], metrics: &[Value]| json!({ "Namespace": "SynapseMediaUsage", "Dimensions": [dimensions], "Metrics": metrics });
         let mut directives = vec![directive(&["FunctionName"], &names)];

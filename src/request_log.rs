@@ -88,6 +88,9 @@ impl RequestLog {
         let query = self.query.as_ref().filter(|_| !is_refused);
         let errcode = error.map(|error| error.answer().errcode);
         let source = |page: &MediaUsage| if page.shape.is_some() { "database" } else { "memory" };
+        // Any text can be a method.
+        let usual = ["GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"];
+        let method = usual.into_iter().find(|it| it == of);
         let (total_ms, database_ms) = (ms(at.began.elapsed()), phases.database.map(ms));
         let fields = [
             ("status", status.as_u16().into()),
@@ -111,7 +114,7 @@ impl RequestLog {
             ("retries", phases.retries.into()),
             ("cold_start", cold_start.into()),
             ("kind", json!(kind)),
-            ("method", method(of).into()),
+            ("method", method.unwrap_or("other").into()),
         ];
         let is_unavailable = matches!(error, Some(Error::DatabaseUnavailable(_)));
         let is_behind = matches!(error, Some(Error::ReplicaBehind(_)));
@@ -139,10 +142,4 @@ fn filters(query: &MediaUsageQuery) -> Vec<&'static str> {
     let until_ts = query.until.map(|_| "until_ts");
     let search_term = query.search_term.as_ref().map(|_| "search_term");
     [from_ts, until_ts, search_term].into_iter().flatten().collect()
-}
-
-/// A method by its name, if it is a usual one: any text can be a method.
-fn method(method: &Method) -> &str {
-    let usual = ["GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"];
-    if usual.contains(&method.as_str()) { method.as_str() } else { "other" }
 }
