@@ -20,7 +20,6 @@ use crate::{
     invocation::Invocation,
     log::{ms, write_line},
     media_usage::MediaUsage,
-    postgres::Asked,
     query::MediaUsageQuery,
 };
 
@@ -35,14 +34,6 @@ pub struct Phases {
     pub homeserver: Option<Duration>,
     /// How often the database was asked again.
     pub retries: u32,
-}
-
-impl Phases {
-    /// Adds a visit to the database.
-    pub fn add<T>(&mut self, asked: &Asked<T>) {
-        self.database = Some(self.database.unwrap_or_default() + asked.time);
-        self.retries += asked.retries;
-    }
 }
 
 /// The page, or what went wrong; no page for a preflight, or while the token is not known.

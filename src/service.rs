@@ -18,9 +18,9 @@ use crate::{
     error::Error,
     gateway::{Event, Kind, RawQuery},
     invocation::Invocation,
-    media_usage::media_usage,
+    media_usage::{MediaUsage, media_usage},
     page::Budget,
-    postgres::{Connection, Connector},
+    postgres::{Asked, Connection, Connector},
     probe::Health,
     query::{Args, MediaUsageQuery},
     read_ahead::ReadAhead,
@@ -43,19 +43,6 @@ struct Backends {
     connector: Connector,
     authenticator: Authenticator,
     read_ahead: ReadAhead,
-}
-
-/// A request, without its token, on the way past those who can be asked.
-struct Asking<'a> {
-    backends: &'a Backends,
-    query: &'a Result<MediaUsageQuery, Error>,
-    /// How large the body may be.
-    budget: Budget,
-    at: &'a Invocation,
-    /// The user whose rights counted, once that is known.
-    requester: &'a Cell<Option<String>>,
-    /// Who was asked so far.
-    phases: &'a mut Phases,
 }
 
 impl Service {
@@ -138,8 +125,22 @@ impl Service {
             }
             let backends = self.backends.as_ref().ok_or(Error::Misconfigured)?;
             let token = AccessToken::from_request(request.headers(), &args)?;
-            let (query, requester, phases) = (&query, &requester, &mut phases);
-            Asking { backends, query, budget, at, requester, phases }.ask(token).await
+            // Each has its own time, and no connection to the database is held while another server is
+            // asked.
+            let mut claimed;
+            (claimed, phases.mas) = backends.authenticator.claim(token, at).await;
+            loop {
+                let claim = claimed?;
+                let asked = backends.ask_database(&claim, &query, budget, &requester, at).await;
+                phases.database = Some(phases.database.unwrap_or_default() + asked.time);
+                phases.retries += asked.retries;
+                if let page @ Some(_) = asked.answer? {
+                    return Ok(page);
+                }
+                // The replica does not know the token. The homeserver, if there is one, may. Then the
+                // replica is asked what its user may do.
+                (claimed, phases.homeserver) = backends.authenticator.vouch(claim).await;
+            }
         }
         .await;
         let response = response(request, &mut answer);
@@ -148,29 +149,19 @@ impl Service {
     }
 }
 
-impl Asking<'_> {
-    /// Asks MAS, the database and the homeserver in turn. Each has its own time, and no connection
-    /// to the database is held while another server is asked.
-    async fn ask(mut self, token: AccessToken) -> Answer {
-        let authenticator = &self.backends.authenticator;
-        let mut claimed;
-        (claimed, self.phases.mas) = authenticator.claim(token, self.at).await;
-        loop {
-            let claim = claimed?;
-            if let page @ Some(_) = self.ask_database(&claim).await? {
-                return Ok(page);
-            }
-            // The replica does not know the token. The homeserver, if there is one, may. Then the
-            // replica is asked what its user may do.
-            (claimed, self.phases.homeserver) = authenticator.vouch(claim).await;
-        }
-    }
-
-    /// The page of an admin; `None` if the replica does not know the token. In a walk the statement
-    /// for the page reads ahead. If that fails, the page alone is asked for, once.
-    async fn ask_database(&mut self, claim: &Claim) -> Answer {
-        let Self { query, budget, at, requester, .. } = *self;
-        let Backends { connector, authenticator, read_ahead } = self.backends;
+impl Backends {
+    /// The page of an admin, whom it notes as the `requester`; `None` if the replica does not know the
+    /// token. In a walk the statement for the page reads ahead. If that fails, the page alone is asked
+    /// for, once.
+    async fn ask_database(
+        &self,
+        claim: &Claim,
+        query: &Result<MediaUsageQuery, Error>,
+        budget: Budget,
+        requester: &Cell<Option<String>>,
+        at: &Invocation,
+    ) -> Asked<Option<MediaUsage>> {
+        let Self { connector, authenticator, read_ahead } = self;
         // A page statement takes it, so that one that is asked again reads its own page alone.
         let step = Cell::new(query.as_ref().ok().and_then(|query| read_ahead.step(query, at)));
         let page = async |connection: &mut Connection| {
@@ -182,18 +173,18 @@ impl Asking<'_> {
             let page = media_usage(connection, &admin, query, budget, read_ahead, step.take(), at);
             page.await.map(Some)
         };
-        if step.get().is_some() {
-            let asked = connector.ask(&at.first_half(), &page).await;
-            self.phases.add(&asked);
-            if !asked.was_too_much {
-                return asked.answer;
-            }
-            self.phases.retries += 1;
+        if step.get().is_none() {
+            return connector.ask(at, page).await;
+        }
+        let ahead = connector.ask(&at.first_half(), &page).await;
+        if !ahead.was_too_much {
+            return ahead;
         }
         step.set(None);
-        let asked = connector.ask(at, page).await;
-        self.phases.add(&asked);
-        asked.answer
+        let mut alone = connector.ask(at, page).await;
+        alone.time += ahead.time;
+        alone.retries += ahead.retries + 1;
+        alone
     }
 }
 
