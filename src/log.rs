@@ -53,15 +53,15 @@ pub fn init() {
 /// Behind them come the invocation's ids: `request_id` of Lambda's, and that of its trace. Then come
 /// metrics, each with its unit and a value if it has one, for a function that has a name (Amazon
 /// CloudWatch User Guide, "Specification: Embedded metric format"). The first one is also counted by
-/// each of `dimensions`, which are names and values.
-pub fn write_line<'a>(
+/// each of `dimensions` that has a value.
+pub fn write_line(
     unix_ms: i64,
     request_id: &str,
     level: Level,
     message: &str,
     fields: impl IntoIterator<Item = (&'static str, Value)>,
     metrics: &[(&'static str, &str, Option<f64>)],
-    dimensions: impl IntoIterator<Item = (&'static str, &'a str)>,
+    dimensions: &[(&'static str, Option<&str>)],
 ) {
     if level > LevelFilter::current() {
         return;
@@ -86,9 +86,9 @@ pub fn write_line<'a>(
         let directive = |dimensions: &[&str], metrics: &[Value]| json!({ "Namespace": "SynapseMediaUsage", "Dimensions": [dimensions], "Metrics": metrics });
         let mut directives = vec![directive(&["FunctionName"], &names)];
         line.push(("FunctionName", function_name.into()));
-        for (name, value) in dimensions {
+        for (name, value) in dimensions.iter().filter(|dimension| dimension.1.is_some()) {
             directives.push(directive(&["FunctionName", name], &names[..1]));
-            line.push((name, value.into()));
+            line.push((name, json!(value)));
         }
         line.push(("_aws", json!({ "Timestamp": unix_ms, "CloudWatchMetrics": directives })));
     }

@@ -80,7 +80,7 @@ impl Health {
             ("MissingIndexes", "Count", self.missing_indexes.as_ref().map(count)),
             ("ReplicationLag", "Milliseconds", self.replication_lag_ms),
         ];
-        write_line(at.unix_ms, request_id, level, message, fields, &metrics, []);
+        write_line(at.unix_ms, request_id, level, message, fields, &metrics, &[]);
     }
 }
 

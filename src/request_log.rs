@@ -121,9 +121,8 @@ impl RequestLog {
             ("ServerErrors", "Count", count(status.is_server_error() && !is_behind)),
             ("PagesFromMemory", "Count", page.and_then(|page| count(page.shape.is_none()))),
         ];
-        let dimensions = [("Status", status.as_str())].into_iter();
-        let dimensions = dimensions.chain(errcode.map(|errcode| ("Errcode", errcode)));
-        write_line(at.unix_ms, request_id, level, message, fields, &metrics, dimensions);
+        let dimensions = [("Status", Some(status.as_str())), ("Errcode", errcode)];
+        write_line(at.unix_ms, request_id, level, message, fields, &metrics, &dimensions);
     }
 }
 
