@@ -48,11 +48,8 @@ impl Introspection {
             return Err(Error::IntrospectionFailed(format!("it answered with status {status}")));
         }
         let rubbish = || Error::IntrospectionFailed("its answer is no introspection".to_owned());
-        let introspection: Self = object(body).ok_or_else(rubbish)?;
-        if !introspection.active {
-            return Err(Error::TOKEN_NOT_ACTIVE);
-        }
-        Ok(Self { at_ms: now_ms, ..introspection })
+        let introspection = Self { at_ms: now_ms, ..object(body).ok_or_else(rubbish)? };
+        if introspection.active { Ok(introspection) } else { Err(Error::TOKEN_NOT_ACTIVE) }
     }
 
     /// What the token is good for.
@@ -79,10 +76,8 @@ impl Introspection {
         if !device_ids.is_empty() {
             return Err(Error::MULTIPLE_DEVICE_IDS);
         }
-        if !(1..=255).contains(&device_id.chars().count()) || device_id.contains('\0') {
-            return Err(Error::INVALID_DEVICE_ID);
-        }
-        Ok(Some(device_id.to_owned()))
+        let is_valid = (1..=255).contains(&device_id.chars().count()) && !device_id.contains('\0');
+        if is_valid { Ok(Some(device_id.to_owned())) } else { Err(Error::INVALID_DEVICE_ID) }
     }
 
     /// Whether the token has one of these scopes.
