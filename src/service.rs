@@ -74,9 +74,8 @@ impl Service {
 
     /// Closes the connection, so that the server need not find out that nobody is there any more.
     pub async fn close(&self) {
-        if let Some(Backends { connector, .. }) = &self.backends {
-            connector.close().await;
-        }
+        let Some(Backends { connector, .. }) = &self.backends else { return };
+        connector.close().await;
     }
 
     /// Answers an invocation event, and writes the line of its request or probe. The answer names

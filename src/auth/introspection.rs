@@ -68,10 +68,8 @@ impl Introspection {
         let in_scope =
             self.scope().filter_map(|item| DEVICE.iter().find_map(|it| item.strip_prefix(it)));
         // The same device can be there by both prefixes.
-        let mut device_ids: BTreeSet<_> = match &self.device_id {
-            Some(device_id) => [device_id.as_str()].into(),
-            None => in_scope.collect(),
-        };
+        let named = self.device_id.as_deref().map(|device_id| BTreeSet::from([device_id]));
+        let mut device_ids = named.unwrap_or_else(|| in_scope.collect());
         let Some(device_id) = device_ids.pop_first() else { return Ok(None) };
         if !device_ids.is_empty() {
             return Err(Error::MULTIPLE_DEVICE_IDS);
