@@ -11,9 +11,9 @@ use lambda_http::{
     Body, Request, RequestExt, Response,
     http::{HeaderValue, Method, header::AUTHORIZATION},
 };
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json, value::RawValue};
+use url::form_urlencoded::Serializer;
 
 use crate::page::Budget;
 
@@ -115,18 +115,13 @@ impl Event {
     }
 
     fn query(&self) -> String {
-        let kind = self.kind();
-        if kind == Kind::HttpApi {
-            return self.text("/rawQueryString").to_owned();
-        }
-        let encode = |text| utf8_percent_encode(text, NON_ALPHANUMERIC);
         let pairs = self.pairs("multiValueQueryStringParameters", "queryStringParameters");
-        let items = pairs.map(|(name, value)| match kind {
+        match self.kind() {
+            Kind::HttpApi => self.text("/rawQueryString").to_owned(),
             // A REST API decodes names and values, a load balancer leaves them as they are.
-            Kind::RestApi => format!("{}={}", encode(name), encode(value)),
-            _ => format!("{name}={value}"),
-        });
-        items.collect::<Vec<_>>().join("&")
+            Kind::RestApi => Serializer::new(String::new()).extend_pairs(pairs).finish(),
+            _ => pairs.map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join("&"),
+        }
     }
 
     /// The names and values of a field. Its multi-value form, if there is one, has all that the
