@@ -7,7 +7,10 @@ use std::{env, ops::RangeInclusive, time::Duration};
 
 use url::Url;
 
-use crate::hidden::{Hidden, SecretSource};
+use crate::{
+    grammar::matches,
+    hidden::{Hidden, SecretSource},
+};
 
 pub use database::{Access, Database, Login};
 pub use parameters::check;
@@ -113,7 +116,7 @@ impl Authentication {
         let account_validity = variables.flag("ACCOUNT_VALIDITY");
         let cache_ms = 1000 * i64::from(variables.integer("MAS_CACHE_SECONDS", 0..=3600, 0));
         let server_name = variables.get("SERVER_NAME").map(|name| name.trim().to_owned());
-        let is_right = server_name.as_deref().is_none_or(is_server_name);
+        let is_right = server_name.as_deref().is_none_or(|name| matches(SERVER_NAME, name));
         variables.require(is_right, "SERVER_NAME must be a server name such as example.org");
         let text = variables.get("MAS_SECRET").map(|text| SecretSource::Text(Hidden(text)));
         let arn = variables.secret_arn("MAS_SECRET_ARN").map(SecretSource::Arn);
@@ -188,41 +191,18 @@ impl Variables<'_> {
     fn secret_arn(&mut self, name: &str) -> Option<String> {
         let arn = self.get(name)?.trim().to_owned();
         let problem = format!("{name} must be the ARN of a secret of Secrets Manager");
-        self.require(is_secret_arn(&arn), problem);
+        self.require(matches(SECRET_ARN, &arn), problem);
         Some(arn)
     }
 }
 
-/// Whether a text is `arn:partition:secretsmanager:region:account:secret:name`.
-fn is_secret_arn(text: &str) -> bool {
-    let parts: Vec<_> = text.split(':').collect();
-    let ["arn", partition, "secretsmanager", region, account, "secret", name] = parts[..] else {
-        return false;
-    };
-    // The region becomes a part of a host name.
-    [partition, region, account].iter().all(|part| consists_of(part, "-"))
-        && consists_of(name, "/_+=.@!-")
-}
+/// `arn:partition:secretsmanager:region:account:secret:name`. The region becomes a part of a host
+/// name.
+const SECRET_ARN: &str =
+    r"arn:[[:alnum:]-]+:secretsmanager:[[:alnum:]-]+:[[:alnum:]-]+:secret:[\w/+=.@!-]+";
 
-/// Whether a text is a server name (spec: appendices, "Server Name").
-fn is_server_name(text: &str) -> bool {
-    let (host, port) = match text.rsplit_once(':') {
-        Some((host, port)) if !port.ends_with(']') => (host, port),
-        _ => (text, "8448"),
-    };
-    let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-    let is_of_address = |c: char| c.is_ascii_hexdigit() || ":.".contains(c);
-    let is_host = match address {
-        Some(address) => (2..=45).contains(&address.len()) && address.chars().all(is_of_address),
-        None => host.len() <= 255 && consists_of(host, "-."),
-    };
-    is_host && (1..=5).contains(&port.len()) && port.bytes().all(|byte| byte.is_ascii_digit())
-}
-
-/// Whether a text is not empty and holds ASCII letters, digits and `others` alone.
-fn consists_of(text: &str, others: &str) -> bool {
-    !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || others.contains(c))
-}
+/// A host and maybe a port (spec: appendices, "Server Name").
+const SERVER_NAME: &str = r"(\[[[:xdigit:]:.]{2,45}\]|[[:alnum:].-]{1,255})(:\d{1,5})?";
 
 #[cfg(test)]
 mod tests {

@@ -82,6 +82,7 @@ pub mod config;
 pub mod credentials;
 pub mod error;
 pub mod gateway;
+pub mod grammar;
 pub mod hidden;
 pub mod invocation;
 pub mod log;

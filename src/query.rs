@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use percent_encoding::percent_decode;
 use serde::Serialize;
 
-use crate::{error::Error, hidden::Hidden};
+use crate::{error::Error, grammar::matches, hidden::Hidden};
 
 /// The parameters of the query string, decoded to bytes, the first value of each.
 ///
@@ -18,11 +18,10 @@ pub struct Args(BTreeMap<Vec<u8>, Vec<u8>>);
 impl Args {
     /// Reads a query string, which is what follows the first `?` of the request line.
     pub fn parse(query: &str) -> Self {
+        // Backwards, so that the first value of each stays.
+        let items = query.split('&').rev().map(|item| item.split_once('=').unwrap_or((item, "")));
         let mut args = BTreeMap::new();
-        for item in query.split('&').filter(|item| !item.is_empty()) {
-            let (name, value) = item.split_once('=').unwrap_or((item, ""));
-            args.entry(form_decode(name)).or_insert_with(|| form_decode(value));
-        }
+        args.extend(items.map(|(name, value)| (form_decode(name), form_decode(value))));
         Self(args)
     }
 
@@ -144,14 +143,12 @@ fn natural(parameter: &str, args: &Args) -> Result<Option<i64>, Error> {
     // What is not UTF-8 is no integer either.
     let text = str::from_utf8(value).unwrap_or_default();
     let text = text.trim_matches([' ', '\t', '\n', '\r', '\x0b', '\x0c']);
-    let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
-    let is_group = |group: &str| !group.is_empty() && group.bytes().all(|it| it.is_ascii_digit());
-    let is_integer = digits.split('_').all(is_group);
-    let append = |number: i64, digit: u32| number.saturating_mul(10).saturating_add(digit.into());
-    let number = digits.chars().filter_map(|digit| digit.to_digit(10)).fold(0, append);
-    let is_negative = is_integer && text.starts_with('-') && number > 0;
-    if is_negative || !is_integer {
-        return Err(Error::invalid_integer(parameter, is_negative));
+    let is_integer = matches(r"[+-]?\d+(_\d+)*", text);
+    let largest = if text.starts_with('-') { i64::MIN } else { i64::MAX };
+    let number = text.replace('_', "").parse().unwrap_or(largest);
+    if !is_integer || number < 0 {
+        // What is an integer is refused for being negative.
+        return Err(Error::invalid_integer(parameter, is_integer));
     }
     Ok(Some(number))
 }

@@ -9,6 +9,7 @@ use super::{AccessToken, LONGEST_TOKEN, object};
 use crate::{
     client::{Client, bearer},
     error::{Error, Refusal},
+    grammar::matches,
 };
 
 /// How many questions may be asked at once.
@@ -127,7 +128,9 @@ impl Homeserver {
 /// A refusal that does not speak of the token: of a homeserver that never got it, or of what stands
 /// before the homeserver.
 fn not_about_the_token(status: StatusCode, errcode: &str) -> Error {
-    let errcode = Some(errcode).filter(|it| is_errcode(it)).unwrap_or("no errcode");
+    // Unlike the text it is logged, if it is formed as an errcode is.
+    let is_errcode = |it: &&str| it.len() <= 100 && matches("[A-Z0-9.]*_[A-Z0-9_.]*", it);
+    let errcode = Some(errcode).filter(is_errcode).unwrap_or("no errcode");
     let look = match errcode {
         "M_MISSING_TOKEN" => "a proxy on the way drops the Authorization header",
         _ => "look at what stands between the function and HOMESERVER_URL",
@@ -135,12 +138,6 @@ fn not_about_the_token(status: StatusCode, errcode: &str) -> Error {
     let cause =
         format!("its answer, status {status}, {errcode}, does not speak of the token: {look}");
     Error::HomeserverUnavailable(cause)
-}
-
-/// Whether this is formed as an errcode is. Unlike the text it is logged.
-fn is_errcode(text: &str) -> bool {
-    let of_errcode = |byte| matches!(byte, b'A'..=b'Z' | b'0'..=b'9' | b'_' | b'.');
-    (1..=100).contains(&text.len()) && text.contains('_') && text.bytes().all(of_errcode)
 }
 
 #[cfg(test)]

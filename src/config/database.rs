@@ -7,10 +7,10 @@ use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use url::Url;
 
 use super::{
-    Variables, consists_of,
+    Variables,
     parameters::{certificates, check, kind, seconds},
 };
-use crate::hidden::Hidden;
+use crate::{grammar::matches, hidden::Hidden};
 
 /// Parameters of libpq and their values, which say where a database is and how to get in. The
 /// access that a secret or a token of IAM gives is made of them too.
@@ -68,8 +68,9 @@ impl Database {
         let login = Login::read(variables);
         let pooler = variables.flag("DATABASE_POOLER");
         let schema = variables.get("DATABASE_SCHEMA").unwrap_or_else(|| "public".to_owned());
+        let is_schema = matches(r"[[:alpha:]_]\w{0,62}", &schema) && !matches("(?i)pg_.*", &schema);
         let must = "must be up to 63 ASCII letters, digits and _, not starting with a digit or pg_";
-        variables.require(is_schema(&schema), format!("DATABASE_SCHEMA {must}"));
+        variables.require(is_schema, format!("DATABASE_SCHEMA {must}"));
         for name in ["PGOPTIONS", "PGSSLROOTCERT", "PGSSLCERT", "PGSSLKEY"] {
             let problem = format!("{name} must not be set; use DATABASE_URL");
             variables.require(variables.get(name).is_none(), problem);
@@ -180,13 +181,6 @@ fn connect_options(parts: &BTreeMap<String, String>) -> Result<PgConnectOptions,
         options = options.application_name("synapse-media-usage");
     }
     Ok(options)
-}
-
-fn is_schema(name: &str) -> bool {
-    name.len() <= 63
-        && consists_of(name, "_")
-        && !name.starts_with(|first: char| first.is_ascii_digit())
-        && !name.to_ascii_lowercase().starts_with("pg_")
 }
 
 /// Whether the way to the database stays on this machine.

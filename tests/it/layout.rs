@@ -7,7 +7,7 @@ use crate::support::{project, read};
 
 /// A module may import from those before it. On one level they may not import each other.
 const LEVELS: [&[&str]; 10] = [
-    &["error", "invocation", "hidden"],
+    &["error", "grammar", "invocation", "hidden"],
     &["query", "page", "config", "log", "aws", "client"],
     &["statement", "credentials", "read_ahead"],
     &["postgres", "gateway"],
