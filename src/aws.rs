@@ -21,19 +21,12 @@ use aws_smithy_http_client::tls;
 use parking_lot::Mutex;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use sqlx::postgres::PgConnectOptions;
-use tokio::sync::OnceCell;
 
 use crate::{error::chain, hidden::SecretSource};
 
 /// How long AWS may take for an answer. Without a route to it, which is what a VPC without an
 /// endpoint has, this is what a request waits for.
 const TIMEOUT: Duration = Duration::from_millis(2500);
-
-/// AWS as the execution environment's credentials reach it, in one region.
-pub struct Aws {
-    region: String,
-    config: OnceCell<SdkConfig>,
-}
 
 /// Why AWS did not give what was asked for, for the log.
 pub enum Failure {
@@ -51,20 +44,19 @@ pub const PENDING: &str = "AWSPENDING";
 
 /// A secret, as `parse` reads its text: of Secrets Manager it is asked for once, and again where it is
 /// refused.
+#[derive(Debug)]
 pub struct Secret<T> {
-    aws: Aws,
-    source: SecretSource,
+    /// Where it is.
+    pub source: SecretSource,
     parse: fn(&str) -> Result<T, String>,
     /// As it was read last.
     latest: Mutex<Option<T>>,
 }
 
 impl<T: Clone + PartialEq> Secret<T> {
-    /// A secret, of which nothing is read yet. An ARN names its region.
+    /// A secret, of which nothing is read yet.
     pub fn new(source: SecretSource, parse: fn(&str) -> Result<T, String>) -> Self {
-        let arn = if let SecretSource::Arn(arn) = &source { arn } else { "" };
-        let region = arn.split(':').nth(3).unwrap_or_default();
-        Self { aws: Aws::new(region), source, parse, latest: Mutex::new(None) }
+        Self { source, parse, latest: Mutex::new(None) }
     }
 
     /// The secret as it was read last, or else its current version.
@@ -108,67 +100,68 @@ impl<T: Clone + PartialEq> Secret<T> {
     pub async fn read(&self, stage: &str) -> Result<T, Failure> {
         let text = match &self.source {
             SecretSource::Text(text) => text.0.clone(),
-            SecretSource::Arn(arn) => self.aws.secret(arn, stage).await?,
+            SecretSource::Arn(arn) => secret_text(arn, stage).await?,
         };
         let secret = (self.parse)(&text).map_err(Failure::Lasting)?;
         Ok(self.latest.lock().insert(secret).clone())
     }
 }
 
-impl Aws {
-    /// AWS in a region. Nothing is loaded until something is asked for.
-    pub fn new(region: &str) -> Self {
-        Self { region: region.to_owned(), config: OnceCell::new() }
-    }
+/// AWS as the execution environment's credentials reach it, in one region.
+async fn config(region: &str) -> SdkConfig {
+    let client = aws_smithy_http_client::Builder::new()
+        .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring))
+        .build_https();
+    aws_config::defaults(BehaviorVersion::latest())
+        .region(Region::new(region.to_owned()))
+        .http_client(client)
+        .load()
+        .await
+}
 
-    async fn config(&self) -> &SdkConfig {
-        let load = || {
-            let client = aws_smithy_http_client::Builder::new()
-                .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring))
-                .build_https();
-            aws_config::defaults(BehaviorVersion::latest())
-                .region(Region::new(self.region.clone()))
-                .http_client(client)
-                .load()
-        };
-        self.config.get_or_init(load).await
-    }
+/// The text of a secret's version (Secrets Manager API reference, `GetSecretValue`).
+async fn secret_text(arn: &str, stage: &str) -> Result<String, Failure> {
+    let ask = async {
+        let client = aws_sdk_secretsmanager::Client::new(&config(region_of(arn)).await);
+        client.get_secret_value().secret_id(arn).version_stage(stage).send().await
+    };
+    // The search for credentials counts too. Boxed, because the client's future is large and few
+    // configurations have one.
+    let late = |_| {
+        let ms = TIMEOUT.as_millis();
+        let remedy = "a VPC needs an interface endpoint for it, or a NAT gateway";
+        Failure::Passing(format!("Secrets Manager gave no answer within {ms} ms: {remedy}"))
+    };
+    let answer = tokio::time::timeout(TIMEOUT, Box::pin(ask)).await.map_err(late)?;
+    let answer = answer.map_err(|error| failure(&error))?;
+    let binary = "the secret is binary; it has to be text";
+    answer.secret_string.ok_or_else(|| Failure::Lasting(binary.to_owned()))
+}
 
-    /// The text of a secret's version (Secrets Manager API reference, `GetSecretValue`).
-    async fn secret(&self, arn: &str, stage: &str) -> Result<String, Failure> {
-        let ask = async {
-            let client = aws_sdk_secretsmanager::Client::new(self.config().await);
-            client.get_secret_value().secret_id(arn).version_stage(stage).send().await
-        };
-        // The search for credentials counts too. Boxed, because the client's future is large and few
-        // configurations have one.
-        let late = |_| {
-            let ms = TIMEOUT.as_millis();
-            let remedy = "a VPC needs an interface endpoint for it, or a NAT gateway";
-            Failure::Passing(format!("Secrets Manager gave no answer within {ms} ms: {remedy}"))
-        };
-        let answer = tokio::time::timeout(TIMEOUT, Box::pin(ask)).await.map_err(late)?;
-        let answer = answer.map_err(|error| failure(&error))?;
-        let binary = "the secret is binary; it has to be text";
-        answer.secret_string.ok_or_else(|| Failure::Lasting(binary.to_owned()))
-    }
+/// The region that an ARN names.
+fn region_of(arn: &str) -> &str {
+    arn.split(':').nth(3).unwrap_or_default()
+}
 
-    /// A password for [`Login::Iam`](crate::config::Login::Iam), good for 15 minutes from the Unix
-    /// time `unix_ms`, in ms, on.
-    ///
-    /// # Errors
-    ///
-    /// [`Failure`] where there are no credentials.
-    pub async fn rds_token(&self, url: &PgConnectOptions, unix_ms: i64) -> Result<String, Failure> {
-        let now = UNIX_EPOCH + Duration::from_millis(unix_ms.try_into().unwrap_or(0));
-        let sign = async {
-            let provider = self.config().await.credentials_provider();
-            let credentials = provider.ok_or("there is no provider")?.provide_credentials().await?;
-            rds_token(url, &self.region, credentials, now)
-        };
-        let cause = "no token for IAM authentication: AWS credentials";
-        Box::pin(sign).await.map_err(|error| Failure::Lasting(format!("{cause}: {error}")))
-    }
+/// A password for [`Credentials::Iam`](crate::credentials::Credentials::Iam), good for 15 minutes
+/// from the Unix time `unix_ms`, in ms, on.
+///
+/// # Errors
+///
+/// [`Failure`] where there are no credentials.
+pub async fn rds_password(
+    region: &str,
+    url: &PgConnectOptions,
+    unix_ms: i64,
+) -> Result<String, Failure> {
+    let now = UNIX_EPOCH + Duration::from_millis(unix_ms.try_into().unwrap_or(0));
+    let sign = async {
+        let provider = config(region).await.credentials_provider();
+        let credentials = provider.ok_or("there is no provider")?.provide_credentials().await?;
+        rds_token(url, region, credentials, now)
+    };
+    let cause = "no token for IAM authentication: AWS credentials";
+    Box::pin(sign).await.map_err(|error| Failure::Lasting(format!("{cause}: {error}")))
 }
 
 fn failure(error: &SdkError<GetSecretValueError>) -> Failure {
@@ -241,9 +234,9 @@ mod tests {
     #[test]
     fn the_arn_of_a_secret_names_its_region() {
         let arn = "arn:aws-us-gov:secretsmanager:us-gov-west-1:123456789012:secret:media-AbCdEf";
+        assert_eq!(region_of(arn), "us-gov-west-1");
         let source = SecretSource::Arn(arn.to_owned());
         let secret: Secret<String> = Secret::new(source, |text| Ok(text.to_owned()));
-        assert_eq!(secret.aws.region, "us-gov-west-1");
         assert!(matches!(&secret.source, SecretSource::Arn(it) if it == arn));
     }
 }

@@ -12,8 +12,7 @@ use crate::{
     hidden::{Hidden, SecretSource},
 };
 
-pub use database::{Access, Database, Login};
-pub use parameters::check;
+pub use database::Database;
 
 /// The environment variables that the function reads. An empty variable counts as not set.
 ///
@@ -206,7 +205,7 @@ const SERVER_NAME: &str = r"(\[[[:xdigit:]:.]{2,45}\]|[[:alnum:].-]{1,255})(:\d{
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{database::tests::shown, *};
 
     pub(super) type Variables<'a> = &'a [(&'a str, &'a str)];
 
@@ -355,7 +354,7 @@ mod tests {
                 let mas = read(&variables).unwrap().authentication.mas.unwrap();
                 assert!(matches!(&mas.secret, SecretSource::Arn(read) if read == arn));
                 let database = read(&[("DATABASE_SECRET_ARN", &typed)]).unwrap().database;
-                assert_eq!(database.login, Login::Secret(arn.to_owned()));
+                assert_eq!(shown(&database.credentials), ("secret", arn));
             }
         }
         for arn in [

@@ -24,11 +24,7 @@ use self::{
     session::{in_time, log_in, settings, unwinding},
 };
 use crate::{
-    aws::Secret,
-    config::{Access, Database},
-    credentials::Credentials,
-    error::Error,
-    invocation::Invocation,
+    aws::Secret, config::Database, credentials::Access, error::Error, invocation::Invocation,
     statement::Statement,
 };
 
@@ -60,7 +56,6 @@ const CLOSE_TIMEOUT: Duration = Duration::from_millis(300);
 /// a pool would only add to the server's count.
 pub struct Connector {
     database: Database,
-    credentials: Credentials,
     settings: Vec<(&'static str, String)>,
     /// What only this connector's sessions have among their settings.
     marker: String,
@@ -114,7 +109,6 @@ impl Connector {
     pub fn new(database: Database, statement_timeout: Duration) -> Self {
         let marker = format!("s{:016x}", rand::random::<u64>());
         Self {
-            credentials: Credentials::new(&database.login),
             settings: settings(statement_timeout, &marker),
             marker,
             // The server gives up a statement by itself. This is for a server that does not, or
@@ -222,7 +216,7 @@ impl Connector {
     ///
     /// The `Database` errors of [`Error`], after 2.5 s at most, and those of [`Connector::connect`].
     pub async fn check_credentials(&self, unix_ms: i64) -> Result<(), Error> {
-        let is_new = self.credentials.check(&self.database.url.0, unix_ms).await?;
+        let is_new = self.database.credentials.check(&self.database.url.0, unix_ms).await?;
         if is_new { self.open(unix_ms).await } else { Ok(()) }
     }
 
@@ -246,7 +240,7 @@ impl Connector {
         let connection = tokio::time::timeout_at(by.into(), unwinding(self.log_in(unix_ms))).await;
         let late = |_| format!("connecting to {} took too long", self.address());
         let connection = connection.map_err(late).map_err(Error::DatabaseUnavailable).flatten();
-        if let (Err(_), Some(secret)) = (&connection, self.credentials.secret()) {
+        if let (Err(_), Some(secret)) = (&connection, self.database.credentials.secret()) {
             // The next one may name another place, or a role that can be logged in.
             secret.forget();
         }
@@ -257,18 +251,19 @@ impl Connector {
 
     /// Where the database is, for the log.
     fn address(&self) -> String {
-        let latest = self.credentials.secret().and_then(Secret::latest).unwrap_or_default();
+        let latest =
+            self.database.credentials.secret().and_then(Secret::latest).unwrap_or_default();
         let options = self.database.options(latest).unwrap_or_else(|_| self.database.url.0.clone());
         let socket = options.get_socket().map(|it| it.display().to_string());
         socket.unwrap_or_else(|| format!("{}:{}", options.get_host(), options.get_port()))
     }
 
     async fn log_in(&self, unix_ms: i64) -> Result<Connection, Error> {
-        let access = self.credentials.access(&self.database.url.0, unix_ms).await?;
+        let access = self.database.credentials.access(&self.database.url.0, unix_ms).await?;
         let authorities = &self.database.authorities.0;
         let mut session = log_in(self.options(access)?, authorities, &self.logins).await;
         if session.as_ref().is_err_and(is_refused_password)
-            && let Some(access) = self.credentials.renewed().await?
+            && let Some(access) = self.database.credentials.renewed().await?
         {
             session = log_in(self.options(access)?, authorities, &self.logins).await;
         }

@@ -8,19 +8,20 @@ use url::Url;
 
 use super::{
     Variables,
-    parameters::{certificates, check, kind, seconds},
+    parameters::{certificates, check, kind, of_secret, seconds},
 };
-use crate::{grammar::matches, hidden::Hidden};
-
-/// Parameters of libpq and their values, which say where a database is and how to get in. The
-/// access that a secret or a token of IAM gives is made of them too.
-pub type Access = Hidden<BTreeMap<String, String>>;
+use crate::{
+    aws::Secret,
+    credentials::{Access, Credentials},
+    grammar::matches,
+    hidden::{Hidden, SecretSource},
+};
 
 /// Where the database is and how to get in.
 #[derive(Debug)]
 pub struct Database {
     /// How the function proves who it is.
-    pub login: Login,
+    pub credentials: Credentials,
     /// Whether the other end is a pooler, which lends its sessions for one transaction at a time.
     pub pooler: bool,
     /// The schema of Synapse's tables. Between double quotes it needs no escapes.
@@ -35,37 +36,9 @@ pub struct Database {
     pub url: Hidden<PgConnectOptions>,
 }
 
-/// How the function proves to the database who it is.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Login {
-    /// By what the URL says.
-    Url,
-    /// By a token that is signed for each connection, in the database's region.
-    Iam(String),
-    /// By the username and the password of a secret, which this is the ARN of.
-    Secret(String),
-}
-
-impl Login {
-    fn read(variables: &mut Variables) -> Self {
-        let secret = variables.secret_arn("DATABASE_SECRET_ARN");
-        let is_iam = variables.flag("DATABASE_IAM_AUTH");
-        let region = variables.get("AWS_REGION");
-        let problem = "DATABASE_IAM_AUTH and DATABASE_SECRET_ARN exclude each other";
-        variables.require(!is_iam || secret.is_none(), problem);
-        let problem = "DATABASE_IAM_AUTH needs AWS_REGION, which is not set";
-        variables.require(!is_iam || secret.is_some() || region.is_some(), problem);
-        match secret {
-            Some(arn) => Self::Secret(arn),
-            None if is_iam => Self::Iam(region.unwrap_or_default()),
-            None => Self::Url,
-        }
-    }
-}
-
 impl Database {
     pub(super) fn read(variables: &mut Variables) -> Option<Self> {
-        let login = Login::read(variables);
+        let credentials = credentials(variables);
         let pooler = variables.flag("DATABASE_POOLER");
         let schema = variables.get("DATABASE_SCHEMA").unwrap_or_else(|| "public".to_owned());
         let is_schema = matches(r"[[:alpha:]_]\w{0,62}", &schema) && !matches("(?i)pg_.*", &schema);
@@ -79,7 +52,7 @@ impl Database {
             Some(file) => variables.accept("DATABASE_CA_FILE", certificates(&file)),
             None => variables.get("AWS_REGION").and_then(|region| rds_authorities(&region)),
         };
-        let secret_is_all = matches!(login, Login::Secret(_)).then(|| "postgres://".to_owned());
+        let secret_is_all = credentials.secret().map(|_| "postgres://".to_owned());
         let text = variables.get("DATABASE_URL").or(secret_is_all);
         variables.require(text.is_some(), "DATABASE_URL is not set");
         let url = read_url(&text?).and_then(|given| Ok((connect_options(&given)?, given)));
@@ -89,9 +62,10 @@ impl Database {
 
         // What the URL and the other variables cannot both mean.
         let has = |name| given.contains_key(name);
-        let is_iam = matches!(login, Login::Iam(_));
+        let is_iam = matches!(credentials, Credentials::Iam(_));
         let problem = "DATABASE_URL has a password beside DATABASE_IAM_AUTH or DATABASE_SECRET_ARN";
-        variables.require(login == Login::Url || !has("password"), problem);
+        let is_url = matches!(credentials, Credentials::Url);
+        variables.require(is_url || !has("password"), problem);
         variables.require(!is_iam || has("host"), "DATABASE_IAM_AUTH needs a host in DATABASE_URL");
         // The token is a password in the clear: whoever gets it gets in, for 15 minutes.
         let is_verified = matches!(url.get_ssl_mode(), PgSslMode::VerifyFull) || is_local(&url);
@@ -101,12 +75,12 @@ impl Database {
         variables.require(!pooler || !has("options"), problem);
         let is_twice = has("sslrootcert") && variables.get("DATABASE_CA_FILE").is_some();
         variables.require(!is_twice, "DATABASE_URL has an sslrootcert beside DATABASE_CA_FILE");
-        let in_url = given.get("sslrootcert").and_then(|file| certificates(file).ok());
-        let authorities = Hidden(in_url.or(authorities).unwrap_or_default());
+        let given_file = given.get("sslrootcert").and_then(|file| certificates(file).ok());
+        let authorities = Hidden(given_file.or(authorities).unwrap_or_default());
         let connect_timeout = given.get("connect_timeout").and_then(|text| seconds(text));
         let connect_timeout = Duration::from_secs(connect_timeout.unwrap_or(3));
         let (given, url) = (Hidden(given), Hidden(url));
-        Some(Self { login, pooler, schema, connect_timeout, authorities, given, url })
+        Some(Self { credentials, pooler, schema, connect_timeout, authorities, given, url })
     }
 
     /// How to connect, with what a secret or a token adds to the URL.
@@ -122,7 +96,7 @@ impl Database {
         let user = parts.get("user").cloned();
         parts.extend(self.given.0.clone());
         parts.extend(user.map(|user| ("user".to_owned(), user)));
-        if self.login != Login::Url && !parts.contains_key("host") {
+        if !matches!(self.credentials, Credentials::Url) && !parts.contains_key("host") {
             return Err("neither DATABASE_URL nor the secret names a host".to_owned());
         }
         let mut options = connect_options(&parts)?;
@@ -132,6 +106,22 @@ impl Database {
             options = options.ssl_mode(mode);
         }
         Ok(options)
+    }
+}
+
+/// How the function proves who it is. Nothing is read yet but the variables.
+fn credentials(variables: &mut Variables) -> Credentials {
+    let secret = variables.secret_arn("DATABASE_SECRET_ARN");
+    let is_iam = variables.flag("DATABASE_IAM_AUTH");
+    let region = variables.get("AWS_REGION");
+    let problem = "DATABASE_IAM_AUTH and DATABASE_SECRET_ARN exclude each other";
+    variables.require(!is_iam || secret.is_none(), problem);
+    let problem = "DATABASE_IAM_AUTH needs AWS_REGION, which is not set";
+    variables.require(!is_iam || secret.is_some() || region.is_some(), problem);
+    match secret {
+        Some(arn) => Credentials::Secret(Secret::new(SecretSource::Arn(arn), of_secret)),
+        None if is_iam => Credentials::Iam(region.unwrap_or_default()),
+        None => Credentials::Url,
     }
 }
 
@@ -200,11 +190,23 @@ fn rds_authorities(region: &str) -> Option<Vec<u8>> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::{
         super::tests::{Variables, problems, read},
         *,
     };
+
+    /// The way to log in, and the region or the ARN that goes with it.
+    pub(in crate::config) fn shown(credentials: &Credentials) -> (&str, &str) {
+        match credentials {
+            Credentials::Url => ("url", ""),
+            Credentials::Iam(region) => ("IAM", region),
+            Credentials::Secret(secret) => match &secret.source {
+                SecretSource::Arn(arn) => ("secret", arn),
+                SecretSource::Text(_) => ("text", ""),
+            },
+        }
+    }
 
     fn options(url: &str) -> PgConnectOptions {
         read(&[("DATABASE_URL", url)]).unwrap().database.options(Access::default()).unwrap()
@@ -213,11 +215,11 @@ mod tests {
     #[test]
     fn ways_to_log_in_exclude_each_other() {
         let arn = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:media-AbCdEf";
-        let ok: [(Variables, Login); 4] = [
-            (&[("DATABASE_URL", "postgres://u:p@db/x"), ("DATABASE_IAM_AUTH", "")], Login::Url),
+        let ok: [(Variables, (&str, &str)); 4] = [
+            (&[("DATABASE_URL", "postgres://u:p@db/x"), ("DATABASE_IAM_AUTH", "")], ("url", "")),
             (
                 &[("DATABASE_URL", "postgres://u:p@db/x"), ("DATABASE_IAM_AUTH", "false")],
-                Login::Url,
+                ("url", ""),
             ),
             (
                 &[
@@ -225,15 +227,13 @@ mod tests {
                     ("DATABASE_IAM_AUTH", "true"),
                     ("AWS_REGION", "eu-west-1"),
                 ],
-                Login::Iam("eu-west-1".to_owned()),
+                ("IAM", "eu-west-1"),
             ),
-            (
-                &[("DATABASE_SECRET_ARN", arn), ("AWS_REGION", "eu-west-1")],
-                Login::Secret(arn.to_owned()),
-            ),
+            (&[("DATABASE_SECRET_ARN", arn), ("AWS_REGION", "eu-west-1")], ("secret", arn)),
         ];
         for (variables, login) in ok {
-            assert_eq!(read(variables).unwrap().database.login, login, "{variables:?}");
+            let database = read(variables).unwrap().database;
+            assert_eq!(shown(&database.credentials), login, "{variables:?}");
         }
         let iam = ("DATABASE_IAM_AUTH", "true");
         let region = ("AWS_REGION", "eu-west-1");

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use proptest::prelude::*;
 use serde_json::Value;
 use sqlx::{ConnectOptions, postgres::PgConnectOptions};
-use synapse_media_usage::config::{Access, Config};
+use synapse_media_usage::{config::Config, credentials::Access};
 
 use crate::support::{
     block_on,

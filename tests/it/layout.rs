@@ -6,10 +6,11 @@ use std::fs;
 use crate::support::{project, read};
 
 /// A module may import from those before it. On one level they may not import each other.
-const LEVELS: [&[&str]; 10] = [
+const LEVELS: [&[&str]; 11] = [
     &["error", "grammar", "invocation", "hidden"],
-    &["query", "page", "config", "log", "aws", "client"],
+    &["query", "page", "log", "aws", "client"],
     &["statement", "credentials", "read_ahead"],
+    &["config"],
     &["postgres", "gateway"],
     &["auth"],
     &["media_usage", "probe"],
