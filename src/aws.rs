@@ -28,12 +28,13 @@ use crate::{error::chain, hidden::SecretSource};
 /// endpoint has, this is what a request waits for.
 const TIMEOUT: Duration = Duration::from_millis(2500);
 
-/// Why AWS did not give what was asked for, for the log.
-pub enum Failure {
-    /// It may be over in a moment: AWS did not answer, and has not refused.
-    Passing(String),
-    /// It stays until somebody acts.
-    Lasting(String),
+/// Why AWS did not give what was asked for.
+pub struct Failure {
+    /// For the log.
+    pub cause: String,
+    /// Whether it may be over in a moment: AWS did not answer, and has not refused. Else it stays
+    /// until somebody acts.
+    pub is_passing: bool,
 }
 
 /// The version of a secret that is in use (AWS Secrets Manager User Guide, "Secret versions").
@@ -102,7 +103,7 @@ impl<T: Clone + PartialEq> Secret<T> {
             SecretSource::Text(text) => text.0.clone(),
             SecretSource::Arn(arn) => secret_text(arn, stage).await?,
         };
-        let secret = (self.parse)(&text).map_err(Failure::Lasting)?;
+        let secret = (self.parse)(&text).map_err(lasting)?;
         Ok(self.latest.lock().insert(secret).clone())
     }
 }
@@ -130,12 +131,12 @@ async fn secret_text(arn: &str, stage: &str) -> Result<String, Failure> {
     let late = |_| {
         let ms = TIMEOUT.as_millis();
         let remedy = "a VPC needs an interface endpoint for it, or a NAT gateway";
-        Failure::Passing(format!("Secrets Manager gave no answer within {ms} ms: {remedy}"))
+        let cause = format!("Secrets Manager gave no answer within {ms} ms: {remedy}");
+        Failure { cause, is_passing: true }
     };
     let answer = tokio::time::timeout(TIMEOUT, Box::pin(ask)).await.map_err(late)?;
     let answer = answer.map_err(|error| failure(&error))?;
-    let binary = "the secret is binary; it has to be text";
-    answer.secret_string.ok_or_else(|| Failure::Lasting(binary.to_owned()))
+    answer.secret_string.ok_or_else(|| lasting("the secret is binary; it has to be text"))
 }
 
 /// The region that an ARN names.
@@ -161,7 +162,7 @@ pub async fn rds_password(
         rds_token(url, region, credentials, now)
     };
     let cause = "no token for IAM authentication: AWS credentials";
-    Box::pin(sign).await.map_err(|error| Failure::Lasting(format!("{cause}: {error}")))
+    Box::pin(sign).await.map_err(|error| lasting(format!("{cause}: {error}")))
 }
 
 fn failure(error: &SdkError<GetSecretValueError>) -> Failure {
@@ -179,8 +180,11 @@ fn failure(error: &SdkError<GetSecretValueError>) -> Failure {
         SdkError::DispatchFailure(_) => (true, format!(" cannot be reached: {}", chain(error))),
         error => (false, format!(" cannot be asked: {}", chain(error))),
     };
-    let cause = format!("Secrets Manager{what}");
-    if is_passing { Failure::Passing(cause) } else { Failure::Lasting(cause) }
+    Failure { cause: format!("Secrets Manager{what}"), is_passing }
+}
+
+fn lasting(cause: impl Into<String>) -> Failure {
+    Failure { cause: cause.into(), is_passing: false }
 }
 
 /// A request to connect, signed in its query and without its scheme (Amazon RDS User Guide, "IAM

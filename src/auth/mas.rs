@@ -162,6 +162,5 @@ fn authorization(secret: &str) -> Result<HeaderValue, String> {
 }
 
 fn no_secret(failure: Failure) -> Error {
-    let (Failure::Passing(cause) | Failure::Lasting(cause)) = failure;
-    Error::IntrospectionFailed(cause)
+    Error::IntrospectionFailed(failure.cause)
 }

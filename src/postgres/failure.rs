@@ -116,11 +116,8 @@ pub(super) fn is_refused_password(error: &sqlx::Error) -> bool {
 }
 
 impl From<Failure> for Error {
-    fn from(failure: Failure) -> Self {
-        match failure {
-            Failure::Passing(cause) => Self::DatabaseUnavailable(cause),
-            Failure::Lasting(cause) => Self::DatabaseFailed(cause),
-        }
+    fn from(Failure { cause, is_passing }: Failure) -> Self {
+        if is_passing { Self::DatabaseUnavailable(cause) } else { Self::DatabaseFailed(cause) }
     }
 }
 
