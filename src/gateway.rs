@@ -12,7 +12,7 @@ use lambda_http::{
     http::{HeaderValue, Method, header::AUTHORIZATION},
 };
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json, value::RawValue};
+use serde_json::{Value, json, value::RawValue};
 use url::form_urlencoded::Serializer;
 
 use crate::page::Budget;
@@ -95,15 +95,13 @@ impl Event {
         // and the header is not a valid one (D10).
         let headers = self.pairs("multiValueHeaders", "headers");
         let authorizations = headers.filter(|it| it.0.eq_ignore_ascii_case("authorization"));
+        // HTTP servers refuse control characters, but an event made by hand can have one. Its header
+        // must not look as if it were absent.
+        let is_control = |c: char| c.is_control() && c != '\t';
+        let authorizations = authorizations.map(|it| it.1.replace(is_control, "\u{fffd}"));
         // Two are as wrong as three.
-        for (_, authorization) in authorizations.take(2) {
-            // HTTP servers refuse control characters, but an event made by hand can have one. Its
-            // header must not look as if it were absent.
-            let is_control = |c: char| c.is_control() && c != '\t';
-            let authorization = authorization.replace(is_control, "\u{fffd}");
-            if let Ok(value) = HeaderValue::from_bytes(authorization.as_bytes()) {
-                request.headers_mut().append(AUTHORIZATION, value);
-            }
+        for value in authorizations.take(2).filter_map(|it| HeaderValue::try_from(it).ok()) {
+            request.headers_mut().append(AUTHORIZATION, value);
         }
         request.extensions_mut().insert(RawQuery(self.query()));
         request.with_raw_http_path(path)
@@ -149,13 +147,12 @@ impl Kind {
     pub fn answer(self, response: Response<Body>) -> Value {
         let (parts, body) = response.into_parts();
         let is_multi_value = self == Self::LoadBalancerMultiValue;
-        let mut headers = Map::new();
-        for (name, value) in &parts.headers {
+        let headers = parts.headers.iter().map(|(name, value)| {
             let value = json!(String::from_utf8_lossy(value.as_bytes()));
-            headers.insert(name.to_string(), if is_multi_value { json!([value]) } else { value });
-        }
+            (name.as_str(), if is_multi_value { json!([value]) } else { value })
+        });
         let mut answer = json!({ "statusCode": parts.status.as_u16(), "isBase64Encoded": false });
-        answer[if is_multi_value { "multiValueHeaders" } else { "headers" }] = headers.into();
+        answer[if is_multi_value { "multiValueHeaders" } else { "headers" }] = headers.collect();
         if self == Self::HttpApi {
             // Payload format 2.0 has this list; `cargo lambda watch` insists on it.
             answer["cookies"] = json!([]);
