@@ -122,20 +122,17 @@ impl Authentication {
         let problem = "MAS_SECRET and MAS_SECRET_ARN exclude each other";
         variables.require(text.is_none() || arn.is_none(), problem);
         let secret = text.or(arn);
-        let mut mas = None;
-        if variables.get("MAS_ENDPOINT").is_none() {
-            variables.require(secret.is_none(), "MAS_ENDPOINT is not set, though its secret is");
-        } else {
-            let problem = "MAS_ENDPOINT needs SERVER_NAME, which is not set";
-            variables.require(server_name.is_some(), problem);
-            let problem = "MAS_ENDPOINT needs MAS_SECRET or MAS_SECRET_ARN, which is not set";
-            variables.require(secret.is_some(), problem);
-            if let Some(endpoint) = variables.base_url("MAS_ENDPOINT")
-                && let (Some(secret), Some(server_name)) = (secret, server_name)
-            {
-                mas = Some(MasConfig { endpoint, secret, server_name, cache_ms });
-            }
-        }
+        let is_mas = variables.get("MAS_ENDPOINT").is_some();
+        let problem = "MAS_ENDPOINT is not set, though its secret is";
+        variables.require(is_mas || secret.is_none(), problem);
+        let problem = "MAS_ENDPOINT needs SERVER_NAME, which is not set";
+        variables.require(!is_mas || server_name.is_some(), problem);
+        let problem = "MAS_ENDPOINT needs MAS_SECRET or MAS_SECRET_ARN, which is not set";
+        variables.require(!is_mas || secret.is_some(), problem);
+        let server_name = server_name.unwrap_or_default();
+        let endpoint = variables.base_url("MAS_ENDPOINT");
+        let config = |(endpoint, secret)| MasConfig { endpoint, secret, server_name, cache_ms };
+        let mas = endpoint.zip(secret).map(config);
         Self { mas, homeserver, account_validity }
     }
 }

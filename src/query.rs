@@ -57,8 +57,6 @@ pub struct MediaUsageQuery {
 }
 
 impl MediaUsageQuery {
-    const DEFAULT_LIMIT: i64 = 100;
-
     /// Reads and checks the parameters, in Synapse's order: the first wrong one is the error
     /// (`synapse/rest/admin/statistics.py`).
     ///
@@ -70,7 +68,7 @@ impl MediaUsageQuery {
         let order_by = OrderBy::ALL.into_iter().find(|it| it.as_str().as_bytes() == order_by);
         let order_by = order_by.ok_or(Error::INVALID_ORDER_BY)?;
         let from = natural("from", args)?.unwrap_or(0);
-        let limit = natural("limit", args)?.unwrap_or(Self::DEFAULT_LIMIT);
+        let limit = natural("limit", args)?.unwrap_or(100);
         let from_ts = natural("from_ts", args)?.unwrap_or(0);
         let until = natural("until_ts", args)?;
         if until.is_some_and(|until| until <= from_ts) {

@@ -8,7 +8,7 @@ use rustls::{
 };
 use serde_json::{Map, Value};
 
-use crate::credentials::Access;
+use crate::{credentials::Access, grammar::matches};
 
 /// What may be the value of a parameter of libpq 14 to 18: a kind for [`check`], or the values that
 /// ask for no more than the function does.
@@ -58,18 +58,17 @@ fn is_host(text: &str) -> bool {
 /// Whether options for the server set `search_path`. It takes `-` for `_`, any case, and a
 /// backslash before any character (PostgreSQL, `process_postgres_switches`).
 fn sets_search_path(options: &str) -> bool {
-    let options = options.replace('\\', "").replace('-', "_").to_ascii_lowercase();
-    options.contains("search_path")
+    matches("(?is).*search[-_]path.*", &options.replace('\\', ""))
 }
 
 /// The text of a PEM file of certificates, or what is wrong with it.
 pub(super) fn certificates(path: &str) -> Result<Vec<u8>, String> {
     let must = "must be a PEM file of certificates";
     let pem = fs::read(path).map_err(|error| format!("{must}: {error}"))?;
-    let mut roots = RootCertStore::empty();
-    let is_root = |it: Result<_, _>| it.is_ok_and(|certificate| roots.add(certificate).is_ok());
-    let are_roots = CertificateDer::pem_slice_iter(&pem).all(is_root);
-    if are_roots && !roots.is_empty() { Ok(pem) } else { Err(must.to_owned()) }
+    let roots = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>();
+    let (added, ignored) =
+        RootCertStore::empty().add_parsable_certificates(roots.map_err(|_| must)?);
+    if added > 0 && ignored == 0 { Ok(pem) } else { Err(must.to_owned()) }
 }
 
 /// Reads what RDS and its users keep in a secret (AWS Secrets Manager User Guide, "JSON structure
