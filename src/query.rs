@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use percent_encoding::percent_decode;
-use serde::Serialize;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{error::Error, grammar::matches, hidden::Hidden};
 
@@ -65,8 +65,7 @@ impl MediaUsageQuery {
     /// The 400s of [`Error`].
     pub fn parse(args: &Args) -> Result<Self, Error> {
         let order_by = args.get("order_by").unwrap_or(b"user_id");
-        let order_by = OrderBy::ALL.into_iter().find(|it| it.as_str().as_bytes() == order_by);
-        let order_by = order_by.ok_or(Error::INVALID_ORDER_BY)?;
+        let order_by = choice(order_by).ok_or(Error::INVALID_ORDER_BY)?;
         let from = natural("from", args)?.unwrap_or(0);
         let limit = natural("limit", args)?.unwrap_or(100);
         let from_ts = natural("from_ts", args)?.unwrap_or(0);
@@ -77,17 +76,14 @@ impl MediaUsageQuery {
         // As in Synapse, `from_ts` 0 is no filter.
         let after = (from_ts > 0).then(|| from_ts - 1);
         let search_term = args.get("search_term").map(search_term).transpose()?;
-        let dir = match args.get("dir") {
-            None | Some(b"f") => Direction::Forwards,
-            Some(b"b") => Direction::Backwards,
-            Some(_) => return Err(Error::INVALID_DIR),
-        };
+        let dir = choice(args.get("dir").unwrap_or(b"f")).ok_or(Error::INVALID_DIR)?;
         Ok(Self { order_by, dir, from, limit, after, until, search_term })
     }
 }
 
 /// `order_by`. Users with equal keys follow each other by `user_id`, ascending, null last (D9).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum OrderBy {
     /// The Matrix user id, by its bytes.
     UserId,
@@ -100,8 +96,6 @@ pub enum OrderBy {
 }
 
 impl OrderBy {
-    const ALL: [Self; 4] = [Self::UserId, Self::Displayname, Self::MediaLength, Self::MediaCount];
-
     /// The parameter's value, which the page statements take as it is.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -114,7 +108,7 @@ impl OrderBy {
 }
 
 /// `dir`: nulls come last forwards and first backwards.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Direction {
     /// `f`: ascending.
     #[serde(rename = "f")]
@@ -122,6 +116,11 @@ pub enum Direction {
     /// `b`: descending.
     #[serde(rename = "b")]
     Backwards,
+}
+
+/// Reads one of a parameter's values.
+fn choice<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    serde_json::from_value(str::from_utf8(bytes).ok()?.into()).ok()
 }
 
 /// Reads a search term.
