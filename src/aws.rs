@@ -66,10 +66,8 @@ impl<T: Clone + PartialEq> Secret<T> {
     ///
     /// [`Failure`], after 2.5 s at most.
     pub async fn get(&self) -> Result<T, Failure> {
-        match self.latest() {
-            Some(secret) => Ok(secret),
-            None => self.read(CURRENT).await,
-        }
+        let Some(latest) = self.latest() else { return self.read(CURRENT).await };
+        Ok(latest)
     }
 
     /// The secret as it was read last.

@@ -67,12 +67,9 @@ impl Config {
         let timeout_ms = variables.integer("STATEMENT_TIMEOUT_MS", 1..=900_000, 20_000);
         let statement_timeout = Duration::from_millis(timeout_ms.into());
         let read_ahead_seconds = variables.integer("READ_AHEAD_SECONDS", 0..=300, 60);
-        match database {
-            Some(database) if variables.problems.is_empty() => {
-                Ok(Self { database, statement_timeout, read_ahead_seconds, authentication })
-            }
-            _ => Err(variables.problems),
-        }
+        let is_right = variables.problems.is_empty();
+        let database = database.filter(|_| is_right).ok_or(variables.problems)?;
+        Ok(Self { database, statement_timeout, read_ahead_seconds, authentication })
     }
 
     /// Reads the environment of the process.

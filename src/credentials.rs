@@ -73,9 +73,7 @@ impl Credentials {
     /// As [`Credentials::access`].
     pub async fn renewed(&self) -> Result<Option<Access>, Failure> {
         let Some(secret) = self.secret() else { return Ok(None) };
-        match secret.renewed().await? {
-            None => Ok(secret.read(PENDING).await.ok()),
-            renewed => Ok(renewed),
-        }
+        let renewed = secret.renewed().await?;
+        Ok(if renewed.is_some() { renewed } else { secret.read(PENDING).await.ok() })
     }
 }

@@ -99,13 +99,12 @@ impl Database {
         if !matches!(self.credentials, Credentials::Url) && !parts.contains_key("host") {
             return Err("neither DATABASE_URL nor the secret names a host".to_owned());
         }
-        let mut options = connect_options(&parts)?;
-        if !parts.contains_key("sslmode") {
-            let may_be_plain = is_local(&options) && !parts.contains_key("ssl");
-            let mode = if may_be_plain { PgSslMode::Prefer } else { PgSslMode::VerifyFull };
-            options = options.ssl_mode(mode);
+        let options = connect_options(&parts)?;
+        if parts.contains_key("sslmode") {
+            return Ok(options);
         }
-        Ok(options)
+        let may_be_plain = is_local(&options) && !parts.contains_key("ssl");
+        Ok(options.ssl_mode(if may_be_plain { PgSslMode::Prefer } else { PgSslMode::VerifyFull }))
     }
 }
 
@@ -165,12 +164,10 @@ fn connect_options(parts: &BTreeMap<String, String>) -> Result<PgConnectOptions,
     // sqlx takes a hostaddr for the host. What it does not know it ignores with a warning, which
     // `crate::log` drops.
     let url = Url::parse_with_params("postgres:", parts).map_err(|error| error.to_string())?;
-    let mut options: PgConnectOptions =
+    let options: PgConnectOptions =
         url.as_str().parse().map_err(|_| "sqlx must be able to read it")?;
-    if options.get_application_name().unwrap_or_default().is_empty() {
-        options = options.application_name("synapse-media-usage");
-    }
-    Ok(options)
+    let is_nameless = options.get_application_name().unwrap_or_default().is_empty();
+    Ok(if is_nameless { options.application_name("synapse-media-usage") } else { options })
 }
 
 /// Whether the way to the database stays on this machine.
