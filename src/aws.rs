@@ -2,10 +2,7 @@
 //!
 //! Nothing in here asks AWS unless the configuration says so.
 
-use std::{
-    fmt::Write as _,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_sdk_secretsmanager::{
@@ -223,9 +220,8 @@ pub fn rds_token(
     let mut parameters = instructions.params().to_vec();
     // The signature comes last, after the session's token.
     parameters.sort_by_key(|(name, _)| *name == "X-Amz-Signature");
-    for (name, value) in parameters {
-        let _ = write!(token, "&{name}={}", utf8_percent_encode(&value, RESERVED));
-    }
+    let encoded = parameters.iter().map(|it| (it.0, utf8_percent_encode(&it.1, RESERVED)));
+    token.extend(encoded.map(|(name, value)| format!("&{name}={value}")));
     Ok(token)
 }
 
