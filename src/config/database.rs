@@ -64,8 +64,7 @@ impl Database {
         let has = |name| given.contains_key(name);
         let is_iam = matches!(credentials, Credentials::Iam(_));
         let problem = "DATABASE_URL has a password beside DATABASE_IAM_AUTH or DATABASE_SECRET_ARN";
-        let is_url = matches!(credentials, Credentials::Url);
-        variables.require(is_url || !has("password"), problem);
+        variables.require(matches!(credentials, Credentials::Url) || !has("password"), problem);
         variables.require(!is_iam || has("host"), "DATABASE_IAM_AUTH needs a host in DATABASE_URL");
         // The token is a password in the clear: whoever gets it gets in, for 15 minutes.
         let is_verified = matches!(url.get_ssl_mode(), PgSslMode::VerifyFull) || is_local(&url);
