@@ -25,8 +25,8 @@ pub struct MediaUsage {
 }
 
 impl MediaUsage {
-    fn new(page: Page, total: i64, shape: Option<Shape>, read_ahead: Option<usize>) -> Self {
-        Self { rows: page.rows, body: page.into_body(total), shape, read_ahead }
+    fn new(page: Page, shape: Option<Shape>, read_ahead: Option<usize>) -> Self {
+        Self { rows: page.rows, body: page.into_body(), shape, read_ahead }
     }
 }
 
@@ -60,8 +60,8 @@ pub async fn media_usage(
     step: Option<i64>,
     at: &Invocation,
 ) -> Result<MediaUsage, Error> {
-    if let Some((page, total)) = read_ahead.page(query, budget, at) {
-        return Ok(MediaUsage::new(page, total, None, None));
+    if let Some(page) = read_ahead.page(query, budget, at) {
+        return Ok(MediaUsage::new(page, None, None));
     }
     let mut kept = step.map(|users| read_ahead.room(users, query, at));
     // Rows that no page can hold need not be sent.
@@ -98,9 +98,9 @@ pub async fn media_usage(
     }
     // More, where `profiles` has several rows of a user and the total does not.
     let is_whole = |total: &i64| users >= total.saturating_sub(query.from).min(limit);
-    let total = total.filter(is_whole).ok_or(sqlx::Error::RowNotFound).map_err(failed)?;
+    page.total = total.filter(is_whole).ok_or(sqlx::Error::RowNotFound).map_err(failed)?;
     pushed?;
     let users_kept = kept.as_ref().map(KeptAnswer::users);
-    read_ahead.answered(query, page.next_token(total), kept, at);
-    Ok(MediaUsage::new(page, total, Some(shape), users_kept))
+    read_ahead.answered(query, page.next_token(), kept, at);
+    Ok(MediaUsage::new(page, Some(shape), users_kept))
 }

@@ -56,13 +56,15 @@ pub struct Page {
     size: usize,
     /// How many users it holds.
     pub rows: i64,
+    /// How many users the query finds in all; 0 until that is known.
+    pub total: i64,
 }
 
 impl Page {
     /// An empty page for `limit` users, which starts behind `from` users of the order.
     pub fn new(from: i64, limit: i64, budget: Budget) -> Self {
         let body = String::from("{\"users\":[");
-        Self { from, limit, budget, size: size(&body), body, rows: 0 }
+        Self { from, limit, budget, size: size(&body), body, rows: 0, total: 0 }
     }
 
     /// Whether no user is missing, however many follow.
@@ -95,17 +97,16 @@ impl Page {
         Ok(())
     }
 
-    /// Where the next page begins, given the number of all users that the query finds: exactly when
-    /// this one holds at least one user and more follow (D5).
-    pub fn next_token(&self, total: i64) -> Option<i64> {
+    /// Where the next page begins: exactly when this one holds at least one user and more follow (D5).
+    pub fn next_token(&self) -> Option<i64> {
         let next_token = self.from.saturating_add(self.rows);
-        (self.rows > 0 && next_token < total).then_some(next_token)
+        (self.rows > 0 && next_token < self.total).then_some(next_token)
     }
 
-    /// The response body, given the number of all users that the query finds.
-    pub fn into_body(self, total: i64) -> String {
-        let next_token = self.next_token(total).map(|it| format!(",\"next_token\":{it}"));
-        self.body + &format!("],\"total\":{total}{}}}", next_token.unwrap_or_default())
+    /// The response body.
+    pub fn into_body(self) -> String {
+        let next_token = self.next_token().map(|it| format!(",\"next_token\":{it}"));
+        self.body + &format!("],\"total\":{}{}}}", self.total, next_token.unwrap_or_default())
     }
 }
 
@@ -133,7 +134,8 @@ mod tests {
         for user_id in users {
             page.push(&user(user_id)).unwrap();
         }
-        serde_json::from_str(&page.into_body(total)).unwrap()
+        page.total = total;
+        serde_json::from_str(&page.into_body()).unwrap()
     }
 
     #[test]
@@ -177,7 +179,8 @@ mod tests {
             for _ in 0..100 {
                 page.push(&user(&"\"".repeat(20))).unwrap();
             }
-            let body = page.into_body(i64::MAX);
+            page.total = i64::MAX;
+            let body = page.into_body();
             let response = serde_json::to_string(&body).unwrap().len() - 2;
             assert!(response <= budget, "{response} {budget}");
             // Another user would not have fitted.
@@ -196,7 +199,8 @@ mod tests {
             page.push(&user(user_id)).unwrap();
         }
         assert!(page.is_full());
-        assert_eq!((page.rows, page.next_token(43)), (1, Some(41)));
+        page.total = 43;
+        assert_eq!((page.rows, page.next_token()), (1, Some(41)));
     }
 
     #[test]

@@ -95,13 +95,8 @@ impl ReadAhead {
         KeptAnswer { sent_ms, seen_ms: sent_ms, from, total: 0, room: users, lines, starts }
     }
 
-    /// A page that is kept as a whole, and the number of all users.
-    pub fn page(
-        &self,
-        query: &MediaUsageQuery,
-        budget: Budget,
-        at: &Invocation,
-    ) -> Option<(Page, i64)> {
+    /// A page that is kept as a whole.
+    pub fn page(&self, query: &MediaUsageQuery, budget: Budget, at: &Invocation) -> Option<Page> {
         let question = question(query);
         let mut walks = self.walks(at);
         // None holds a first page, because no walk comes to one.
@@ -109,14 +104,14 @@ impl ReadAhead {
         // From the least recently used on, because of two as new the last one counts.
         let kept = of_question.rev().filter_map(|(index, walk)| {
             let kept = walk.kept.as_ref()?;
-            Some((kept.sent_ms, index, kept.page(query, budget)?, kept.total))
+            Some((kept.sent_ms, index, kept.page(query, budget)?))
         });
-        let (_, index, page, total) = kept.max_by_key(|(sent_ms, ..)| *sent_ms)?;
+        let (_, index, page) = kept.max_by_key(|(sent_ms, ..)| *sent_ms)?;
         // It is now the most recently used.
         walks[..=index].rotate_right(1);
         drop(walks);
-        self.answered(query, page.next_token(total), None, at);
-        Some((page, total))
+        self.answered(query, page.next_token(), None, at);
+        Some(page)
     }
 
     /// Takes note of a page that the database answered and of where the next one begins, and keeps
@@ -201,11 +196,12 @@ impl KeptAnswer {
         let first = usize::try_from(query.from.checked_sub(self.from)?).ok()?;
         let start = *self.starts.get(first)?;
         let mut page = Page::new(query.from, query.limit, budget);
+        page.total = self.total;
         let limit = query.limit.try_into().unwrap_or(usize::MAX);
         for line in self.lines[start..].lines().take(limit) {
             page.push(&serde_json::from_str(line).ok()?).ok()?;
         }
-        (page.is_full() || page.next_token(self.total).is_none()).then_some(page)
+        (page.is_full() || page.next_token().is_none()).then_some(page)
     }
 }
 
@@ -257,14 +253,15 @@ mod tests {
         fn ask(&mut self, query: &MediaUsageQuery, at: &Invocation) -> (String, Option<i64>) {
             let budget = Budget::INVOCATION;
             let step = self.read_ahead.step(query, at);
-            if let Some((page, total)) = self.read_ahead.page(query, budget, at) {
-                let next = page.next_token(total);
-                return (page.into_body(total), next);
+            if let Some(page) = self.read_ahead.page(query, budget, at) {
+                let next = page.next_token();
+                return (page.into_body(), next);
             }
             self.statements += 1;
             let mut kept = step.map(|users| self.read_ahead.room(users, query, at));
             let limit = query.limit.max(kept.as_ref().map_or(0, |kept| kept.room));
             let mut page = Page::new(query.from, query.limit, budget);
+            page.total = self.total;
             for number in query.from..self.total.min(query.from.saturating_add(limit)) {
                 let user = user(number, self.padding);
                 page.push(&user).unwrap();
@@ -273,9 +270,9 @@ mod tests {
                 }
             }
             assert!(self.bytes() + kept.as_ref().map_or(0, bytes) <= 15_900_000);
-            let next = page.next_token(self.total);
+            let next = page.next_token();
             self.read_ahead.answered(query, next, kept, at);
-            (page.into_body(self.total), next)
+            (page.into_body(), next)
         }
 
         /// How much memory is in use.
@@ -300,10 +297,11 @@ mod tests {
             let query = query(&format!("{question}&from={from}&limit={limit}"));
             let (body, next) = self.ask(&query, &at(0));
             let mut page = Page::new(from, limit, Budget::INVOCATION);
+            page.total = self.total;
             for number in from..self.total.min(from + limit) {
                 page.push(&user(number, self.padding)).unwrap();
             }
-            assert_eq!(body, page.into_body(self.total));
+            assert_eq!(body, page.into_body());
             next
         }
     }
