@@ -138,22 +138,21 @@ impl Connector {
         let (mut held, mut retries) = (None, 0);
         let ask = async {
             let first_answer = self.database.connect_timeout + FIRST_ANSWER;
-            let answers_by = start + first_answer;
+            let connect = |since| self.connect(invocation.unix_ms, since + first_answer);
             let mut connection = held.insert(match self.take_idle() {
                 Some(connection) => connection,
-                None => self.connect(invocation.unix_ms, answers_by).await?,
+                None => connect(start).await?,
             });
             let mut answer = unwinding(self.transact(connection, &question)).await;
             if matches!(answer, Err(Error::DatabaseUnavailable(_))) {
                 retries += 1;
                 // Whoever has answered may take as long for the next first answer.
                 let has_answered = connection.answers_by.is_none();
-                let answers_by =
-                    if has_answered { Instant::now() + first_answer } else { answers_by };
+                let since = if has_answered { Instant::now() } else { start };
                 let connecting = connection.connecting;
                 // Given up before the next is opened. The server hears of it as soon as the relay does.
                 held = None;
-                connection = held.insert(self.connect(invocation.unix_ms, answers_by).await?);
+                connection = held.insert(connect(since).await?);
                 connection.connecting += connecting;
                 answer = unwinding(self.transact(connection, &question)).await;
             }
