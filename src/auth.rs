@@ -96,11 +96,9 @@ impl AccessToken {
 /// Exactly `Bearer`, one space and a token without spaces; blanks around do not belong to a
 /// header's value (RFC 9110, section 5.5).
 fn bearer_token(authorization: &[u8]) -> Result<&[u8], Error> {
-    authorization
-        .trim_ascii()
-        .strip_prefix(b"Bearer ")
-        .filter(|token| !token.is_empty() && !token.contains(&b' '))
-        .ok_or(Error::INVALID_AUTHORIZATION_HEADER)
+    let token = authorization.trim_ascii().strip_prefix(b"Bearer ");
+    let token = token.filter(|token| !token.is_empty() && !token.contains(&b' '));
+    token.ok_or(Error::INVALID_AUTHORIZATION_HEADER)
 }
 
 /// The evidence that a request comes from an admin of the homeserver: only [`Authenticator`]

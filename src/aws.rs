@@ -105,14 +105,10 @@ impl<T: Clone + PartialEq> Secret<T> {
 
 /// AWS as the execution environment's credentials reach it, in one region.
 async fn config(region: &str) -> SdkConfig {
-    let client = aws_smithy_http_client::Builder::new()
-        .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring))
-        .build_https();
-    aws_config::defaults(BehaviorVersion::latest())
-        .region(Region::new(region.to_owned()))
-        .http_client(client)
-        .load()
-        .await
+    let ring = tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring);
+    let client = aws_smithy_http_client::Builder::new().tls_provider(ring).build_https();
+    let loader = aws_config::defaults(BehaviorVersion::latest()).http_client(client);
+    loader.region(Region::new(region.to_owned())).load().await
 }
 
 /// The text of a secret's version (Secrets Manager API reference, `GetSecretValue`).
@@ -123,13 +119,11 @@ async fn secret_text(arn: &str, stage: &str) -> Result<String, Failure> {
     };
     // The search for credentials counts too. Boxed, because the client's future is large and few
     // configurations have one.
-    let late = |_| {
-        let ms = TIMEOUT.as_millis();
-        let remedy = "a VPC needs an interface endpoint for it, or a NAT gateway";
-        let cause = format!("Secrets Manager gave no answer within {ms} ms: {remedy}");
-        Failure { cause, is_passing: true }
-    };
-    let answer = tokio::time::timeout(TIMEOUT, Box::pin(ask)).await.map_err(late)?;
+    let answer = tokio::time::timeout(TIMEOUT, Box::pin(ask)).await;
+    let ms = TIMEOUT.as_millis();
+    let remedy = "a VPC needs an interface endpoint for it, or a NAT gateway";
+    let cause = format!("Secrets Manager gave no answer within {ms} ms: {remedy}");
+    let answer = answer.map_err(|_| Failure { cause, is_passing: true })?;
     let answer = answer.map_err(|error| failure(&error))?;
     answer.secret_string.ok_or_else(|| lasting("the secret is binary; it has to be text"))
 }
@@ -202,14 +196,8 @@ pub fn rds_token(
     settings.signature_location = SignatureLocation::QueryParams;
     settings.expires_in = Some(Duration::from_mins(15));
     let identity = credentials.into();
-    let params = v4::SigningParams::builder()
-        .identity(&identity)
-        .region(region)
-        .name("rds-db")
-        .time(now)
-        .settings(settings)
-        .build()?
-        .into();
+    let params = v4::SigningParams::builder().identity(&identity).region(region).name("rds-db");
+    let params = params.time(now).settings(settings).build()?.into();
     let (host, port) = (url.get_host(), url.get_port());
     let username = utf8_percent_encode(url.get_username(), RESERVED);
     let mut token = format!("{host}:{port}/?Action=connect&DBUser={username}");

@@ -33,9 +33,8 @@ pub fn init() {
         } else {
             format.without_time().boxed()
         };
-    let targets = Targets::new()
-        .with_target(env!("CARGO_CRATE_NAME"), level.unwrap_or(Level::INFO))
-        .with_default(LevelFilter::ERROR);
+    let targets = Targets::new().with_default(LevelFilter::ERROR);
+    let targets = targets.with_target(env!("CARGO_CRATE_NAME"), level.unwrap_or(Level::INFO));
     tracing_subscriber::registry().with(format.with_filter(targets)).init();
     if level.is_none() {
         tracing::error!(

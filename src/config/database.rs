@@ -48,10 +48,9 @@ impl Database {
             let problem = format!("{name} must not be set; use DATABASE_URL");
             variables.require(variables.get(name).is_none(), problem);
         }
-        let authorities = match variables.get("DATABASE_CA_FILE") {
-            Some(file) => variables.accept("DATABASE_CA_FILE", certificates(&file)),
-            None => variables.get("AWS_REGION").and_then(|region| rds_authorities(&region)),
-        };
+        let file = variables.get("DATABASE_CA_FILE");
+        let of_file = file.and_then(|it| variables.accept("DATABASE_CA_FILE", certificates(&it)));
+        let of_region = variables.get("AWS_REGION").and_then(|region| rds_authorities(&region));
         let secret_is_all = credentials.secret().map(|_| "postgres://".to_owned());
         let text = variables.get("DATABASE_URL").or(secret_is_all);
         variables.require(text.is_some(), "DATABASE_URL is not set");
@@ -74,8 +73,8 @@ impl Database {
         variables.require(!pooler || !has("options"), problem);
         let is_twice = has("sslrootcert") && variables.get("DATABASE_CA_FILE").is_some();
         variables.require(!is_twice, "DATABASE_URL has an sslrootcert beside DATABASE_CA_FILE");
-        let given_file = given.get("sslrootcert").and_then(|file| certificates(file).ok());
-        let authorities = Hidden(given_file.or(authorities).unwrap_or_default());
+        let of_url = given.get("sslrootcert").and_then(|file| certificates(file).ok());
+        let authorities = Hidden(of_url.or(of_file).or(of_region).unwrap_or_default());
         let connect_timeout = given.get("connect_timeout").and_then(|text| seconds(text));
         let connect_timeout = Duration::from_secs(connect_timeout.unwrap_or(3));
         let (given, url) = (Hidden(given), Hidden(url));
@@ -172,10 +171,9 @@ fn connect_options(parts: &BTreeMap<String, String>) -> Result<PgConnectOptions,
 /// Whether the way to the database stays on this machine.
 fn is_local(options: &PgConnectOptions) -> bool {
     let host = options.get_host();
-    options.get_socket().is_some()
-        || host.starts_with('/')
-        || host == "localhost"
-        || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
+    let is_loopback = host.parse().is_ok_and(|address: IpAddr| address.is_loopback());
+    let is_socket = options.get_socket().is_some() || host.starts_with('/');
+    is_socket || is_loopback || host == "localhost"
 }
 
 /// The root certificates of RDS in a region, as PEM text.

@@ -126,9 +126,8 @@ impl From<Failure> for Error {
 /// stops, a session that idled for too long, and a lock that was not to be had. A full disk and a
 /// limit of the configuration stay until somebody acts.
 fn is_passing(code: &str) -> bool {
-    matches!(code, "25P03" | "55P03")
-        || ["08", "40", "53", "57P"].iter().any(|class| code.starts_with(class))
-            && !matches!(code, "53100" | "53400")
+    let is_of_class = ["08", "40", "53", "57P"].iter().any(|class| code.starts_with(class));
+    matches!(code, "25P03" | "55P03") || is_of_class && !matches!(code, "53100" | "53400")
 }
 
 /// "cached plan must not change result type": a column was altered since the session prepared its

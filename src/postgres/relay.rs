@@ -73,12 +73,9 @@ async fn relay(listener: TcpListener, server: impl AsyncRead + AsyncWrite) -> io
     let questions = ReaderStream::new(from_client).inspect_ok(|_| said.store(0, Relaxed));
     // Each is a type, the length of the rest, and the rest (PostgreSQL, "Message Formats"). Nothing
     // is reserved for one that is too long.
-    let messages = LengthDelimitedCodec::builder()
-        .length_field_offset(1)
-        .length_adjustment(1)
-        .num_skip(0)
-        .max_frame_length(LONGEST_MESSAGE - 1)
-        .new_read(from_server);
+    let mut codec = LengthDelimitedCodec::builder();
+    codec.length_field_offset(1).length_adjustment(1).num_skip(0);
+    let messages = codec.max_frame_length(LONGEST_MESSAGE - 1).new_read(from_server);
     // Whatever ends them, what came before is passed on.
     let answers = messages.take_while(|message| {
         let is_too_long = match message {
