@@ -14,24 +14,16 @@ use futures_util::{TryStreamExt, future::ready};
 
 /// A page, and how it was found.
 pub struct MediaUsage {
-    /// The JSON body of the answer.
-    pub body: String,
-    /// How many users it holds.
-    pub rows: i64,
+    /// The page itself.
+    pub page: Page,
     /// The shape of the statement that answered; `None` for a page from memory.
     pub shape: Option<Shape>,
     /// How many users are kept for later pages; `None` if nothing was read ahead.
     pub read_ahead: Option<usize>,
 }
 
-impl MediaUsage {
-    fn new(page: Page, shape: Option<Shape>, read_ahead: Option<usize>) -> Self {
-        Self { rows: page.rows, body: page.into_body(), shape, read_ahead }
-    }
-}
-
-/// A row of a page statement, as [`Statement::page`] has its
-/// columns. All but the total are null in the only row of an empty page.
+/// A row of a page statement, as [`Statement::page`] has its columns. All but the total are null in the
+/// only row of an empty page.
 type Row = (i64, Option<bool>, Option<String>, Option<String>, Option<i64>, Option<i64>);
 
 /// The only row of a page that no user can be on.
@@ -61,7 +53,7 @@ pub async fn media_usage(
     at: &Invocation,
 ) -> Result<MediaUsage, Error> {
     if let Some(page) = read_ahead.page(query, budget, at) {
-        return Ok(MediaUsage::new(page, None, None));
+        return Ok(MediaUsage { page, shape: None, read_ahead: None });
     }
     let mut kept = step.map(|users| read_ahead.room(users, query, at));
     // Rows that no page can hold need not be sent.
@@ -102,5 +94,5 @@ pub async fn media_usage(
     pushed?;
     let users_kept = kept.as_ref().map(KeptAnswer::users);
     read_ahead.answered(query, page.next_token(), kept, at);
-    Ok(MediaUsage::new(page, Some(shape), users_kept))
+    Ok(MediaUsage { page, shape: Some(shape), read_ahead: users_kept })
 }

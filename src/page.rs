@@ -1,5 +1,7 @@
 //! One page of users: the `next_token` rule, the JSON body and its size budget.
 
+use std::mem::take;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
@@ -103,10 +105,11 @@ impl Page {
         (self.rows > 0 && next_token < self.total).then_some(next_token)
     }
 
-    /// The response body.
-    pub fn into_body(self) -> String {
+    /// Takes the response body out of the page.
+    pub fn take_body(&mut self) -> String {
         let next_token = self.next_token().map(|it| format!(",\"next_token\":{it}"));
-        self.body + &format!("],\"total\":{}{}}}", self.total, next_token.unwrap_or_default())
+        take(&mut self.body)
+            + &format!("],\"total\":{}{}}}", self.total, next_token.unwrap_or_default())
     }
 }
 
@@ -135,7 +138,7 @@ mod tests {
             page.push(&user(user_id)).unwrap();
         }
         page.total = total;
-        serde_json::from_str(&page.into_body()).unwrap()
+        serde_json::from_str(&page.take_body()).unwrap()
     }
 
     #[test]
@@ -180,7 +183,7 @@ mod tests {
                 page.push(&user(&"\"".repeat(20))).unwrap();
             }
             page.total = i64::MAX;
-            let body = page.into_body();
+            let body = page.take_body();
             let response = serde_json::to_string(&body).unwrap().len() - 2;
             assert!(response <= budget, "{response} {budget}");
             // Another user would not have fitted.

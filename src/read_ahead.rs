@@ -83,7 +83,7 @@ impl ReadAhead {
         let mut of_question = walks.iter().filter(|walk| walk.question == question);
         let kept = of_question.find_map(|walk| walk.kept.as_ref());
         let step = kept.map_or(self.steps[0], |kept| self.next_step(kept));
-        (self.max_age_ms > 0 && walk.took < at.time_left() / 5).then_some(step)
+        (walk.took < at.time_left() / 5).then_some(step)
     }
 
     /// An empty answer for so many users.
@@ -134,7 +134,8 @@ impl ReadAhead {
         // It continues the walk that came to this page, or else one that is where this one is.
         let before = place(query.from).or_else(|| place(next)).map(|index| walks.remove(index));
         // Where no page follows either, this is no walk.
-        if before.is_some() || next_token.is_some() {
+        let is_walk = before.is_some() || next_token.is_some();
+        if is_walk && self.max_age_ms > 0 {
             let kept = kept.or_else(|| before?.kept);
             walks.insert(0, Walk { question, next, took: at.began.elapsed(), kept });
             walks.truncate(MOST_WALKS);
@@ -197,8 +198,10 @@ impl KeptAnswer {
         let start = *self.starts.get(first)?;
         let mut page = Page::new(query.from, query.limit, budget);
         page.total = self.total;
-        let limit = query.limit.try_into().unwrap_or(usize::MAX);
-        for line in self.lines[start..].lines().take(limit) {
+        for line in self.lines[start..].lines() {
+            if page.is_full() {
+                break;
+            }
             page.push(&serde_json::from_str(line).ok()?).ok()?;
         }
         (page.is_full() || page.next_token().is_none()).then_some(page)
@@ -253,9 +256,9 @@ mod tests {
         fn ask(&mut self, query: &MediaUsageQuery, at: &Invocation) -> (String, Option<i64>) {
             let budget = Budget::INVOCATION;
             let step = self.read_ahead.step(query, at);
-            if let Some(page) = self.read_ahead.page(query, budget, at) {
+            if let Some(mut page) = self.read_ahead.page(query, budget, at) {
                 let next = page.next_token();
-                return (page.into_body(), next);
+                return (page.take_body(), next);
             }
             self.statements += 1;
             let mut kept = step.map(|users| self.read_ahead.room(users, query, at));
@@ -272,7 +275,7 @@ mod tests {
             assert!(self.bytes() + kept.as_ref().map_or(0, bytes) <= 15_900_000);
             let next = page.next_token();
             self.read_ahead.answered(query, next, kept, at);
-            (page.into_body(), next)
+            (page.take_body(), next)
         }
 
         /// How much memory is in use.
@@ -301,7 +304,7 @@ mod tests {
             for number in from..self.total.min(from + limit) {
                 page.push(&user(number, self.padding)).unwrap();
             }
-            assert_eq!(body, page.into_body());
+            assert_eq!(body, page.take_body());
             next
         }
     }

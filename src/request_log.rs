@@ -72,13 +72,13 @@ impl RequestLog {
         };
         let (phases, status) = (&self.phases, response.status());
         let error = self.answer.as_ref().err();
-        let page = self.answer.as_ref().ok().and_then(Option::as_ref);
+        let found = self.answer.as_ref().ok().and_then(Option::as_ref);
         // A caller who was refused leaves neither a name nor parameters.
-        let is_refused = page.is_none() && level == Level::INFO;
+        let is_refused = found.is_none() && level == Level::INFO;
         let requester = self.requester.as_ref().filter(|_| !is_refused);
         let query = self.query.as_ref().filter(|_| !is_refused);
         let errcode = error.map(|error| error.answer().errcode);
-        let source = |page: &MediaUsage| if page.shape.is_some() { "database" } else { "memory" };
+        let source = |found: &MediaUsage| if found.shape.is_some() { "database" } else { "memory" };
         // Any text can be a method.
         let usual = ["GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"];
         let method = usual.into_iter().find(|it| it == of);
@@ -93,10 +93,10 @@ impl RequestLog {
             ("limit", query.map(|query| query.limit).into()),
             ("from", query.map(|query| query.from).into()),
             ("filters", query.map(filters).into()),
-            ("source", page.map(source).into()),
-            ("shape", json!(page.and_then(|page| page.shape))),
-            ("rows", page.map(|page| page.rows).into()),
-            ("read_ahead", page.and_then(|page| page.read_ahead).into()),
+            ("source", found.map(source).into()),
+            ("shape", json!(found.and_then(|found| found.shape))),
+            ("rows", found.map(|found| found.page.rows).into()),
+            ("read_ahead", found.and_then(|found| found.read_ahead).into()),
             ("bytes", response.body().len().into()),
             ("total_ms", total_ms.into()),
             ("database_ms", database_ms.into()),
@@ -119,7 +119,7 @@ impl RequestLog {
             ("DatabaseUnavailable", "Count", count(is_unavailable)),
             ("ReplicaBehind", "Count", count(is_behind)),
             ("ServerErrors", "Count", count(status.is_server_error() && !is_behind)),
-            ("PagesFromMemory", "Count", page.and_then(|page| count(page.shape.is_none()))),
+            ("PagesFromMemory", "Count", found.and_then(|found| count(found.shape.is_none()))),
         ];
         let dimensions = [("Status", Some(status.as_str())), ("Errcode", errcode)];
         write_line(at.unix_ms, request_id, level, message, fields, &metrics, &dimensions);

@@ -2,7 +2,6 @@
 
 use std::{
     cell::Cell,
-    mem::take,
     sync::atomic::{AtomicBool, Ordering},
 };
 
@@ -34,7 +33,7 @@ pub const PATH: &str = "/_synapse/admin/v1/statistics/users/media";
 pub struct Service {
     /// `None` if the configuration is wrong.
     backends: Option<Backends>,
-    /// Whether an invocation has been answered.
+    /// Whether an invocation has come.
     is_warm: AtomicBool,
 }
 
@@ -192,7 +191,7 @@ impl Backends {
 /// cannot even read an error.
 fn response(request: &Request, answer: &mut Answer) -> Response<Body> {
     let (status, body) = match answer {
-        Ok(Some(page)) => (200, take(&mut page.body)),
+        Ok(Some(found)) => (200, found.page.take_body()),
         Ok(None) => (204, String::new()),
         Err(error) => (error.answer().status, error.body()),
     };
