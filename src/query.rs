@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use percent_encoding::percent_decode;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{error::Error, grammar::matches, hidden::Hidden};
+use crate::{error::Error, hidden::Hidden};
 
 /// The parameters of the query string, decoded to bytes, the first value of each.
 ///
@@ -20,9 +20,7 @@ impl Args {
     pub fn parse(query: &str) -> Self {
         // Backwards, so that the first value of each stays.
         let items = query.split('&').rev().map(|item| item.split_once('=').unwrap_or((item, "")));
-        let mut args = BTreeMap::new();
-        args.extend(items.map(|(name, value)| (form_decode(name), form_decode(value))));
-        Self(args)
+        Self(items.map(|(name, value)| (form_decode(name), form_decode(value))).collect())
     }
 
     /// The value of a parameter; that of `access_token` is a secret.
@@ -140,9 +138,11 @@ fn natural(parameter: &str, args: &Args) -> Result<Option<i64>, Error> {
     // What is not UTF-8 is no integer either.
     let text = str::from_utf8(value).unwrap_or_default();
     let text = text.trim_matches([' ', '\t', '\n', '\r', '\x0b', '\x0c']);
-    let is_integer = matches(r"[+-]?\d+(_\d+)*", text);
-    let largest = if text.starts_with('-') { i64::MIN } else { i64::MAX };
-    let number = text.replace('_', "").parse().unwrap_or(largest);
+    let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
+    let is_group = |group: &str| !group.is_empty() && group.bytes().all(|it| it.is_ascii_digit());
+    let is_integer = digits.split('_').all(is_group);
+    let beyond = if text.starts_with('-') { i64::MIN } else { i64::MAX };
+    let number = text.replace('_', "").parse().unwrap_or(beyond);
     if !is_integer || number < 0 {
         // What is an integer is refused for being negative.
         return Err(Error::invalid_integer(parameter, is_integer));
