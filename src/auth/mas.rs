@@ -71,12 +71,14 @@ impl Mas {
             let age_ms = now_ms.saturating_sub(introspection.at_ms);
             (0..self.cache_ms).contains(&age_ms) && *of == key
         });
-        let introspection = match remembered {
-            Some((_, introspection)) => introspection,
+        let introspection = if let Some((_, introspection)) = remembered {
+            introspection
+        } else {
             // The error of a bad token, so that a flood of those takes no good one's place.
-            None => self.ask(token, now_ms).await?,
+            let introspection = self.ask(token, now_ms).await?;
+            *self.latest.lock() = Some((key, introspection.clone()));
+            introspection
         };
-        *self.latest.lock() = Some((key, introspection.clone()));
         Some(introspection).filter(|it| !it.has_expired(now_ms)).ok_or(Error::TOKEN_NOT_ACTIVE)
     }
 
