@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use sqlx::postgres::PgConnectOptions;
 
-use crate::{error::chain, hidden::SecretSource};
+use crate::{error::chain, hidden::Hidden};
 
 /// How long AWS may take for an answer. Without a route to it, which is what a VPC without an
 /// endpoint has, this is what a request waits for.
@@ -40,21 +40,30 @@ const CURRENT: &str = "AWSCURRENT";
 /// The version that a rotation under way will make the current one.
 pub const PENDING: &str = "AWSPENDING";
 
+/// Where a secret is.
+#[derive(Debug)]
+pub enum SecretSource {
+    /// Here.
+    Text(Hidden<String>),
+    /// In Secrets Manager, by its ARN.
+    Arn(String),
+}
+
 /// A secret, as `parse` reads its text: of Secrets Manager it is asked for once, and again where it is
 /// refused.
 #[derive(Debug)]
 pub struct Secret<T> {
     /// Where it is.
-    pub source: SecretSource,
+    pub(crate) source: SecretSource,
     parse: fn(&str) -> Result<T, String>,
     /// As it was read last.
-    latest: Mutex<Option<T>>,
+    latest: Hidden<Mutex<Option<T>>>,
 }
 
 impl<T: Clone + PartialEq> Secret<T> {
     /// A secret, of which nothing is read yet.
     pub fn new(source: SecretSource, parse: fn(&str) -> Result<T, String>) -> Self {
-        Self { source, parse, latest: Mutex::new(None) }
+        Self { source, parse, latest: Hidden(Mutex::new(None)) }
     }
 
     /// The secret as it was read last, or else its current version.
@@ -69,12 +78,12 @@ impl<T: Clone + PartialEq> Secret<T> {
 
     /// The secret as it was read last.
     pub fn latest(&self) -> Option<T> {
-        self.latest.lock().clone()
+        self.latest.0.lock().clone()
     }
 
     /// Forgets what was read, so that it is read again.
     pub fn forget(&self) {
-        *self.latest.lock() = None;
+        *self.latest.0.lock() = None;
     }
 
     /// The current version, after the latest was refused; `None` if it is the same.
@@ -99,11 +108,12 @@ impl<T: Clone + PartialEq> Secret<T> {
             SecretSource::Arn(arn) => secret_text(arn, stage).await?,
         };
         let secret = (self.parse)(&text).map_err(lasting)?;
-        Ok(self.latest.lock().insert(secret).clone())
+        Ok(self.latest.0.lock().insert(secret).clone())
     }
 }
 
-/// AWS as the execution environment's credentials reach it, in one region.
+/// AWS as the execution environment's credentials reach it, in one region. Made anew each time, because
+/// questions are rare, and a kept connection can die while the execution environment is frozen.
 async fn config(region: &str) -> SdkConfig {
     let ring = tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring);
     let client = aws_smithy_http_client::Builder::new().tls_provider(ring).build_https();

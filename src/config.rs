@@ -7,10 +7,7 @@ use std::{env, ops::RangeInclusive, time::Duration};
 
 use url::Url;
 
-use crate::{
-    grammar::matches,
-    hidden::{Hidden, SecretSource},
-};
+use crate::{aws::SecretSource, grammar::matches, hidden::Hidden};
 
 pub use database::Database;
 

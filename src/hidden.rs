@@ -1,4 +1,4 @@
-//! Values that the log never shows, and where a secret is.
+//! Values that the log never shows.
 
 use std::fmt;
 
@@ -10,15 +10,6 @@ impl<T> fmt::Debug for Hidden<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Hidden(..)")
     }
-}
-
-/// Where a secret is.
-#[derive(Debug)]
-pub enum SecretSource {
-    /// Here.
-    Text(Hidden<String>),
-    /// In Secrets Manager, by its ARN.
-    Arn(String),
 }
 
 #[cfg(test)]

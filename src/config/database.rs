@@ -11,16 +11,16 @@ use super::{
     parameters::{certificates, check, kind, of_secret, seconds},
 };
 use crate::{
-    aws::Secret,
+    aws::{Secret, SecretSource},
     credentials::{Access, Credentials},
     grammar::matches,
-    hidden::{Hidden, SecretSource},
+    hidden::Hidden,
 };
 
 /// Where the database is and how to get in.
 #[derive(Debug)]
 pub struct Database {
-    /// How the function proves who it is.
+    /// How the function proves who it is. A secret is kept in here once it was read.
     pub credentials: Credentials,
     /// Whether the other end is a pooler, which lends its sessions for one transaction at a time.
     pub pooler: bool,
@@ -583,6 +583,7 @@ pub(super) mod tests {
             "-c%20search%5C_path=x",
             "-c%20s%5Cearch_path=x",
             "-c\tsearch_path=x",
+            "x%0A-c%20search_path%3Dx",
             "-c%73earch_path=x",
         ] {
             let url = format!("postgres://u:p@h/d?options={options}");
@@ -661,11 +662,15 @@ pub(super) mod tests {
         let file = std::env::temp_dir().join(format!("authorities-{}", std::process::id()));
         let path = file.to_str().unwrap();
         let url = ("DATABASE_URL", "postgres://u:p@h/d");
+        let good = String::from_utf8(rds_authorities("eu-central-1").unwrap()).unwrap();
         for text in [
             "",
             "hunter2",
             "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
             "-----BEGIN CERTIFICATE-----\nAAAA\n",
+            // One that is good makes up for no other.
+            &format!("{good}\n-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"),
+            &format!("{good}\n-----BEGIN CERTIFICATE-----\nAAAA\n"),
         ] {
             std::fs::write(&file, text).unwrap();
             let problem = "DATABASE_CA_FILE must be a PEM file of certificates";
