@@ -156,18 +156,8 @@ impl Connector {
                 connection.connecting += connecting;
                 answer = unwinding(self.transact(connection, &question)).await;
             }
-            // Appends what is missing, because PostgreSQL's own message names no column.
             if let Err(Error::DatabaseFailed(cause)) = &mut answer {
-                let missing = async {
-                    // The transaction has failed. Nothing is asked without the settings.
-                    self.end(connection).await?;
-                    let missing = async |it: &mut Connection| it.missing_grants(cause).await;
-                    self.transact(connection, &missing).await
-                };
-                let missing = tokio::time::timeout(SIGN_OF_LIFE, unwinding(missing)).await;
-                if let Ok(Ok(Some(missing))) = missing {
-                    *cause = format!("{cause}; {missing}");
-                }
+                self.explain(connection, cause).await;
             }
             answer
         };
@@ -361,7 +351,8 @@ impl Connector {
         if let Some(missing_indexes) = text("missing_indexes") {
             tracing::warn!(missing_indexes, "slow: no index begins with these columns");
         }
-        if let (Some(built_by), Some(compared_by)) = (text("built_by"), text("compared_by")) {
+        if let Some(built_by) = text("built_by") {
+            let compared_by = text("compared_by");
             let what = "slow: the collation library changed below the indexes, REINDEX them";
             tracing::warn!(built_by, compared_by, "{what}");
             connection.index_scans_off = true;
@@ -376,6 +367,21 @@ impl Connector {
             sqlx::raw_sql(&off).execute(&mut connection.session).await.map_err(column)?;
         }
         Ok(())
+    }
+
+    /// Appends what is missing to the cause of a failure, because PostgreSQL's own message names no
+    /// column.
+    async fn explain(&self, connection: &mut Connection, cause: &mut String) {
+        let missing = async {
+            // The transaction has failed. Nothing is asked without the settings.
+            self.end(connection).await?;
+            let missing = async |it: &mut Connection| it.missing_grants(cause).await;
+            self.transact(connection, &missing).await
+        };
+        if let Ok(Ok(Some(missing))) = tokio::time::timeout(SIGN_OF_LIFE, unwinding(missing)).await
+        {
+            *cause = format!("{cause}; {missing}");
+        }
     }
 
     async fn end(&self, connection: &mut Connection) -> Result<(), Error> {

@@ -38,8 +38,8 @@ const LONGEST_MESSAGE: usize = 16 << 20;
 pub(super) type Relay = JoinHandle<Option<io::Result<()>>>;
 
 /// Leads a TCP connection through a relay, which ends it at an answer that is too long, and when it is
-/// `given_up`. A Unix socket is this machine's own. `authorities` are the PEM
-/// text of those whose certificates are trusted beside those of the public web.
+/// `given_up`. A Unix socket is this machine's own. `authorities` are the PEM text of those whose
+/// certificates are trusted beside those of the public web.
 ///
 /// # Errors
 ///
