@@ -145,6 +145,28 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_log_quotes_an_errcode_and_nothing_else() {
+        let long = format!("X_{}", "X".repeat(99));
+        for (errcode, shown) in [
+            ("X_UNRECOGNIZED", "X_UNRECOGNIZED"),
+            ("ORG.EXAMPLE_V1.2", "ORG.EXAMPLE_V1.2"),
+            (&long[..100], &long[..100]),
+            (&long, "no errcode"),
+            ("HUNTER2", "no errcode"),
+            ("X_hunter2", "no errcode"),
+            ("X_X\n", "no errcode"),
+            ("", "no errcode"),
+        ] {
+            let error = not_about_the_token(StatusCode::FORBIDDEN, errcode);
+            let expected = format!(
+                "its answer, status 403 Forbidden, {shown}, does not speak of the token: \
+                 look at what stands between the function and HOMESERVER_URL"
+            );
+            assert_eq!(error, Error::HomeserverUnavailable(expected));
+        }
+    }
+
+    #[test]
     fn ten_questions_at_once_and_one_a_second() {
         let homeserver = Homeserver::new(&Url::parse("https://example.org").unwrap());
         let granted =

@@ -147,6 +147,8 @@ fn a_panic_of_the_client_is_a_database_that_cannot_be_reached() {
     let log = function.stop();
     // Once in init, once in the request.
     assert_eq!(log.matches("what the database server sent made the client panic").count(), 2);
+    // Its place is there, and its message, which can quote anything, is not.
+    assert_eq!(log.matches("panicked place=").count(), 2, "{log}");
 }
 
 #[test]

@@ -7,10 +7,8 @@ use std::{
 };
 
 use serde_json::Value;
-use synapse_media_usage::{config::Config, postgres::Connector};
 
 use crate::support::{
-    NOW_MS,
     backend::{Repeats, Stutter},
     block_on,
     cases::request,
@@ -78,22 +76,14 @@ fn the_connection_is_open_before_the_first_event() {
 
 #[test]
 fn a_connection_knows_whether_there_are_only_few_media() {
-    let small = |database: &Database| {
-        let config = Config::read(|name| (name == "DATABASE_URL").then(|| database.url())).unwrap();
-        let connector = Connector::new(config.database, config.statement_timeout);
-        let connection = connector.connect(NOW_MS, Instant::now() + Duration::from_secs(3));
-        block_on(connection).unwrap().one_pass
-    };
+    let small = |database: &Database| block_on(database.connection()).one_pass;
     let database = block_on(Database::of_conformance("synapse-94"));
     assert!(small(&database));
     // It does not wait for whoever locks the table.
     block_on(async {
         let mut superuser = database.superuser().await;
         sqlx::raw_sql("BEGIN; LOCK local_media_repository").execute(&mut superuser).await.unwrap();
-        let config = Config::read(|name| (name == "DATABASE_URL").then(|| database.url())).unwrap();
-        let connector = Connector::new(config.database, config.statement_timeout);
-        let connection = connector.connect(NOW_MS, Instant::now() + Duration::from_secs(3));
-        assert!(connection.await.unwrap().one_pass);
+        assert!(database.connection().await.one_pass);
     });
     let database = block_on(database.enlarge());
     assert!(!small(&database));

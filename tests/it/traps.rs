@@ -94,6 +94,8 @@ fn texts() -> Vec<Text> {
     let (code, _) = source.split_once("#[cfg(test)]").unwrap();
     let of_files = code.matches("Self(include_str!(\"sql/").count();
     assert_eq!([of_files, code.matches("Self(").count()], [texts.len(); 2]);
+    let names: BTreeSet<_> = texts.iter().map(|text| text.name).collect();
+    assert_eq!(names.len(), texts.len(), "{names:?}");
     for Text { name, sql, .. } in &texts {
         assert!(code.contains(&format!("Self(include_str!(\"sql/{name}.sql\"))")), "{name}");
         assert!(read(&format!("src/sql/{name}.sql")).contains(sql), "{name}");

@@ -85,7 +85,7 @@ fn call(endpoint: &str, action: &str, body: &Value) -> Value {
         server,
         "POST / HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Type: application/x-amz-json-1.1\r\n\
          X-Amz-Target: secretsmanager.{action}\r\nContent-Length: {}\r\n\
-         Authorization: AWS4-HMAC-SHA256 Credential=test/20260101/eu-central-1/secretsmanager/aws4_request, SignedHeaders=host, Signature=0\r\n\r\n{body}",
+         Authorization: AWS4-HMAC-SHA256 Credential=test/20260101/eu-west-3/secretsmanager/aws4_request, SignedHeaders=host, Signature=0\r\n\r\n{body}",
         body.len()
     )
     .unwrap();

@@ -11,7 +11,10 @@ use std::{
 use serde::Deserialize;
 use sqlx::{Connection, PgConnection, postgres::PgConnectOptions};
 use synapse_media_usage::{
-    config::Config, postgres::Connector, query::MediaUsageQuery, service::Service,
+    config::Config,
+    postgres::{self, Connector},
+    query::MediaUsageQuery,
+    service::Service,
 };
 use tokio::sync::{Mutex, OnceCell};
 
@@ -217,14 +220,16 @@ impl Database {
         PgConnection::connect_with(&options(self.cluster, &self.name)).await
     }
 
-    /// A connection with the function's role and session settings.
-    pub async fn session(&self) -> PgConnection {
+    /// A connection of the function's.
+    pub async fn connection(&self) -> postgres::Connection {
         let config = config(&self.url()).unwrap();
-        Connector::new(config.database, config.statement_timeout)
-            .connect(NOW_MS, Instant::now() + Duration::from_secs(3))
-            .await
-            .unwrap()
-            .session
+        let connector = Connector::new(config.database, config.statement_timeout);
+        connector.connect(NOW_MS, Instant::now() + Duration::from_secs(3)).await.unwrap()
+    }
+
+    /// Its session, with the function's role and settings.
+    pub async fn session(&self) -> PgConnection {
+        self.connection().await.session
     }
 
     /// The URL for the function, with its role and over TCP.
