@@ -197,7 +197,9 @@ impl Proxy {
     }
 
     fn wait_until_it_accepts(&self, accepts: bool) {
+        let begin = Instant::now();
         while self.wire.accepts.load(Ordering::SeqCst) != accepts {
+            assert!(begin.elapsed() < Duration::from_secs(30), "the proxy's thread has ended");
             thread::sleep(Duration::from_millis(1));
         }
     }
@@ -242,8 +244,9 @@ impl Wire {
 /// nobody else gets the port.
 fn bind(port: u16) -> TcpSocket {
     let socket = TcpSocket::new_v4().unwrap();
-    // Connections that were accepted there may still be open.
+    // Connections that were accepted there may still be open, and the socket before it.
     socket.set_reuseaddr(true).unwrap();
+    socket.set_reuseport(true).unwrap();
     socket.bind((Ipv4Addr::LOCALHOST, port).into()).unwrap();
     socket
 }
@@ -264,8 +267,9 @@ async fn accept(mut socket: TcpSocket, wire: &Arc<Wire>) {
                 }
             }
         }
-        drop(listener);
+        // Before the other one is closed, so that no client on this machine gets its port in between.
         socket = bind(port);
+        drop(listener);
         wire.accepts.store(false, Ordering::SeqCst);
     }
 }
