@@ -11,6 +11,7 @@ use std::{
 };
 
 use serde::Deserialize;
+use serde_json::Value;
 use sqlx::{Connection as _, PgConnection, Row, postgres::PgConnectOptions};
 
 use crate::support::{
@@ -59,6 +60,27 @@ impl Pooler {
     fn function(&self, database: &Database, pooler: &str) -> Function {
         Function::start(&[("DATABASE_URL", &self.url(database)), ("DATABASE_POOLER", pooler)])
     }
+}
+
+#[test]
+fn a_lookup_has_its_time_once_the_pooler_has_answered() {
+    let database = block_on(Database::of_conformance("synapse-94"));
+    let url = database.url();
+    let function = Function::start(&[("DATABASE_URL", &url), ("DATABASE_POOLER", "true")]);
+    assert_eq!(ask(&function).0, 200);
+    let mut superuser = block_on(database.superuser());
+    block_on(sqlx::raw_sql("BEGIN; LOCK access_tokens").execute(&mut superuser)).unwrap();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            // Longer than an idle connection may take for its first answer.
+            thread::sleep(Duration::from_millis(1500));
+            drop(superuser);
+        });
+        assert_eq!(ask(&function).0, 200);
+    });
+    let log = function.stop();
+    let line: Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
+    assert_eq!(line["retries"], 0, "{log}");
 }
 
 #[test]

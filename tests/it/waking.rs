@@ -22,6 +22,9 @@ const ASLEEP: Plan = Plan { fault: Fault::Stall, place: Place::Connect, once: fa
 /// Longer than a connection may take that nobody has asked to wait for.
 const LONG: Duration = Duration::from_millis(3500);
 
+/// Shorter than what counts as a long connect, and twice as much is longer.
+const NOT_LONG: Duration = Duration::from_millis(2500);
+
 /// Status and log's cause of a request for a page, `from` there, that has so much time.
 fn page(function: &Function, from: u32, within: Duration) -> Value {
     let case = request(Some(&format!("limit=1&from={from}")));
@@ -35,6 +38,20 @@ fn wait_for(proxy: &Proxy, connections: usize) {
     let deadline = Instant::now() + Duration::from_secs(10);
     while proxy.strikes() < connections {
         assert!(Instant::now() < deadline, "no connection number {connections}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Waits until a statement waits for a lock.
+fn wait_for_a_statement(database: &Database) {
+    let waits = "SELECT count(*) > 0 FROM pg_stat_activity
+                  WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !block_on(async {
+        let mut superuser = database.superuser().await;
+        sqlx::query_scalar::<_, bool>(waits).fetch_one(&mut superuser).await.unwrap()
+    }) {
+        assert!(Instant::now() < deadline, "no statement");
         thread::sleep(Duration::from_millis(10));
     }
 }
@@ -98,6 +115,36 @@ fn running_out_of_time_after_a_long_connect_is_503() {
     assert!(late[0].starts_with('"'), "{log}");
     let ms: u64 = late[1].strip_prefix(", ").unwrap().split(' ').next().unwrap().parse().unwrap();
     assert!((3000..6500).contains(&ms), "{log}");
+}
+
+#[test]
+fn running_out_of_time_after_two_connects_that_are_long_together_is_503() {
+    let database = block_on(Database::of_conformance("synapse-94"));
+    let proxy = Proxy::start();
+    let function = function(&proxy, &database);
+    // Init is over before a request is answered.
+    assert_eq!(page(&function, 0, Duration::from_secs(2)), 503);
+    let lock = block_on(lock_media(&database));
+    let tried = proxy.strikes();
+    let status = thread::scope(|scope| {
+        scope.spawn(|| {
+            wait_for(&proxy, tried + 1);
+            thread::sleep(NOT_LONG);
+            proxy.heal();
+            wait_for_a_statement(&database);
+            proxy.plan(ASLEEP);
+            proxy.strike(Fault::Reset);
+            thread::sleep(NOT_LONG);
+            proxy.heal();
+        });
+        page(&function, 0, Duration::from_secs(10))
+    });
+    drop(lock);
+    let log = function.stop();
+    assert_eq!(status, 503, "{log}");
+    let (_, late) = log.rsplit_once(" ms: connecting took too long, ").unwrap();
+    let ms: u64 = late.split(' ').next().unwrap().parse().unwrap();
+    assert!((3000..8500).contains(&ms), "{log}");
 }
 
 #[test]
