@@ -60,7 +60,7 @@ fn every_recorded_answer_comes_from_a_standby() {
 /// Makes reading the media take as long as replication has to be held up to cancel it.
 const SLOW: &str = "
     ALTER TABLE local_media_repository RENAME TO media;
-    CREATE VIEW local_media_repository AS SELECT media.* FROM media, (SELECT pg_sleep(0.7) OFFSET 0) AS delay;
+    CREATE VIEW local_media_repository AS SELECT media.* FROM media, (SELECT pg_sleep(1.5) OFFSET 0) AS delay;
     GRANT SELECT (user_id, media_length, created_ts) ON local_media_repository TO media_usage;";
 
 /// Removes rows that a statement on the standby may still need, and has the standby do the same. The lock
