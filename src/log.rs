@@ -8,8 +8,6 @@ use serde_json::{Value, json};
 use tracing::{Level, level_filters::LevelFilter};
 use tracing_subscriber::{Layer, filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
-use crate::grammar::matches;
-
 /// Sends the log to the standard output, as Lambda's variables `AWS_LAMBDA_LOG_LEVEL` and
 /// `AWS_LAMBDA_LOG_FORMAT` say. A wrong level counts as `INFO`, and the log says so.
 ///
@@ -112,6 +110,7 @@ fn xray_trace_id() -> Option<String> {
     let header = env::var("_X_AMZN_TRACE_ID").ok()?;
     let field = |name| header.split(';').find_map(|field| field.strip_prefix(name));
     // A client may have begun the trace, so that any text could be one.
-    let is_id = |id: &&str| matches("[[:xdigit:]-]{35}", id);
+    let is_id =
+        |id: &&str| id.len() == 35 && id.bytes().all(|it| it.is_ascii_hexdigit() || it == b'-');
     field("Root=").filter(is_id).filter(|_| field("Sampled=") == Some("1")).map(str::to_owned)
 }

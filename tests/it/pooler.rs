@@ -18,7 +18,7 @@ use crate::support::{
     self, block_on,
     cases::request,
     conformance,
-    database::{Database, TRAP, cluster, lock_media},
+    database::{Database, TRAP, cluster, lock, lock_media},
     function::{Function, ask},
     gateway::Gateway,
     homeserver::{Homeserver, refusal},
@@ -68,13 +68,12 @@ fn a_lookup_has_its_time_once_the_pooler_has_answered() {
     let url = database.url();
     let function = Function::start(&[("DATABASE_URL", &url), ("DATABASE_POOLER", "true")]);
     assert_eq!(ask(&function).0, 200);
-    let mut superuser = block_on(database.superuser());
-    block_on(sqlx::raw_sql("BEGIN; LOCK access_tokens").execute(&mut superuser)).unwrap();
+    let lock = block_on(lock(&database, "access_tokens"));
     thread::scope(|scope| {
         scope.spawn(move || {
             // Longer than an idle connection may take for its first answer.
             thread::sleep(Duration::from_millis(1500));
-            drop(superuser);
+            drop(lock);
         });
         assert_eq!(ask(&function).0, 200);
     });

@@ -136,20 +136,12 @@ fn no_gateway_s_client_can_send_a_probe() {
 fn a_probe_counts_as_no_request_and_takes_no_second_connection() {
     let database = block_on(Database::of_conformance("synapse-94"));
     let function = start(&database.url());
-    let sessions = || -> Vec<i32> {
-        let pids = "SELECT pid FROM pg_stat_activity
-                    WHERE usename = 'media_usage' AND datname = current_database()";
-        block_on(async {
-            let mut superuser = database.superuser().await;
-            sqlx::query_scalar(pids).fetch_all(&mut superuser).await.unwrap()
-        })
-    };
     assert_healthy(&function);
-    let of_probe = sessions();
+    let of_probe = block_on(database.sessions());
     assert_eq!(of_probe.len(), 1);
     assert_eq!(ask(&function).0, 200);
     assert_healthy(&function);
-    assert_eq!(sessions(), of_probe);
+    assert_eq!(block_on(database.sessions()), of_probe);
     let log = function.stop();
     assert_eq!(log.lines().count(), 3, "{log}");
     assert_eq!(metrics(&log), [Some(1.0), Some(0.0), None]);

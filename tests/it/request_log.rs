@@ -11,7 +11,7 @@ use crate::support::{
     asking::{self, Variables, ask_function, introspected},
     block_on,
     cases::request,
-    database::{AURORA, Database},
+    database::{AURORA, Database, lock},
     function::{Function, ask},
     gateway::{GATEWAYS, Gateway},
     homeserver::{Homeserver, owner},
@@ -174,11 +174,10 @@ fn the_line_says_how_long_each_took_who_was_asked() {
     // The database is asked before the homeserver and after it, and the slow one was the first.
     let function = of().homeserver(&homeserver).function();
     block_on(async {
-        let mut superuser = database.superuser().await;
-        sqlx::raw_sql("BEGIN; LOCK access_tokens").execute(&mut superuser).await.unwrap();
+        let lock = lock(&database, "access_tokens").await;
         let unlock = async {
             tokio::time::sleep(Duration::from_millis(400)).await;
-            superuser.close().await.unwrap();
+            lock.close().await.unwrap();
         };
         std::thread::scope(|scope| {
             scope.spawn(|| block_on(unlock));

@@ -63,14 +63,10 @@ fn a_connection_that_broke_between_requests_is_replaced() {
 fn the_connection_is_open_before_the_first_event() {
     let database = block_on(Database::of_conformance("synapse-94"));
     let function = start(&database.url());
-    let sessions = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'media_usage' AND datname = current_database()";
-    block_on(async {
-        let mut superuser = database.superuser().await;
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while sqlx::query_scalar::<_, i64>(sessions).fetch_one(&mut superuser).await.unwrap() == 0 {
-            assert!(Instant::now() < deadline, "no connection without an event");
-        }
-    });
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while block_on(database.sessions()).is_empty() {
+        assert!(Instant::now() < deadline, "no connection without an event");
+    }
     function.stop();
 }
 
@@ -81,8 +77,7 @@ fn a_connection_knows_whether_there_are_only_few_media() {
     assert!(small(&database));
     // It does not wait for whoever locks the table.
     block_on(async {
-        let mut superuser = database.superuser().await;
-        sqlx::raw_sql("BEGIN; LOCK local_media_repository").execute(&mut superuser).await.unwrap();
+        let _lock = lock_media(&database).await;
         assert!(database.connection().await.one_pass);
     });
     let database = block_on(database.enlarge());
@@ -414,8 +409,7 @@ fn a_statement_that_takes_too_long_is_504_and_the_next_request_is_answered() {
     assert_eq!(ask(&function).0, 200);
     // Holding the table makes the statement wait, and waiting counts.
     let (status, error) = block_on(async {
-        let mut superuser = database.superuser().await;
-        sqlx::raw_sql("BEGIN; LOCK local_media_repository").execute(&mut superuser).await.unwrap();
+        let _lock = lock_media(&database).await;
         ask(&function)
     });
     assert_eq!((status, error["errcode"].as_str()), (504, Some("M_UNKNOWN")), "{error}");

@@ -232,6 +232,13 @@ impl Database {
         self.connection().await.session
     }
 
+    /// The process ids of the function's sessions.
+    pub async fn sessions(&self) -> Vec<i32> {
+        let pids = "SELECT pid FROM pg_stat_activity WHERE usename = 'media_usage' AND datname = current_database()";
+        let mut superuser = self.superuser().await;
+        sqlx::query_scalar(pids).fetch_all(&mut superuser).await.unwrap()
+    }
+
     /// The URL for the function, with its role and over TCP.
     pub fn url(&self) -> String {
         format!(
@@ -282,9 +289,14 @@ pub const AURORA: &str = "
     CREATE FUNCTION pg_catalog.aurora_db_instance_identifier() RETURNS varchar LANGUAGE sql AS $$ SELECT 'here' $$;";
 
 /// Keeps the media from being read as long as the connection lives.
-pub async fn lock_media(database: &Database) -> sqlx::PgConnection {
+pub async fn lock_media(database: &Database) -> PgConnection {
+    lock(database, "local_media_repository").await
+}
+
+/// The same of another table.
+pub async fn lock(database: &Database, table: &str) -> PgConnection {
     let mut superuser = database.superuser().await;
-    sqlx::raw_sql("BEGIN; LOCK local_media_repository").execute(&mut superuser).await.unwrap();
+    sqlx::raw_sql(&format!("BEGIN; LOCK {table}")).execute(&mut superuser).await.unwrap();
     superuser
 }
 
