@@ -72,8 +72,6 @@ pub enum Place {
     /// Any, when this side sends one more byte than this many. Counting starts with the plan, or
     /// with the connection.
     Byte(Side, u64),
-    /// Any on which nothing was sent for so long.
-    Idle(Duration),
 }
 
 /// A fault that waits for connections.
@@ -113,7 +111,6 @@ struct Link {
 
 struct Talk {
     latest: Side,
-    at: Instant,
     /// How many bytes of the client and of the server have passed.
     passed: [u64; 2],
 }
@@ -231,7 +228,7 @@ impl Wire {
     fn new_link(&self) -> Arc<Link> {
         let link = Arc::new(Link {
             fault: watch::Sender::new(None),
-            talk: Mutex::new(Talk { latest: Side::Server, at: Instant::now(), passed: [0, 0] }),
+            talk: Mutex::new(Talk { latest: Side::Server, passed: [0, 0] }),
         });
         let mut links = self.links.lock().unwrap();
         links.retain(|link| link.strong_count() > 0);
@@ -287,7 +284,6 @@ async fn connect(mut client: TcpStream, wire: Arc<Wire>) {
         tokio::select! {
             biased;
             end = link.broken() => end,
-            end = link.idle(&wire) => end,
             end = async {
                 tokio::try_join!(
                     link.pump(&wire, Side::Client, from_client, to_server),
@@ -310,15 +306,6 @@ impl Link {
         let breaks = |fault: &Option<Fault>| matches!(fault, Some(Fault::Reset | Fault::Close));
         let fault = *faults.wait_for(breaks).await.unwrap();
         fault.unwrap()
-    }
-
-    /// Strikes when there has been silence for too long.
-    async fn idle(&self, wire: &Wire) -> Fault {
-        loop {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-            let idle = self.talk.lock().unwrap().at.elapsed();
-            wire.strike_at(self, |place| matches!(place, Place::Idle(limit) if idle >= limit));
-        }
     }
 
     /// Passes on what a side sends until it closes; or else returns how the connection ends.
@@ -408,7 +395,7 @@ impl Link {
         if from == Side::Client && talk.latest == Side::Server {
             wire.round_trips.fetch_add(1, Ordering::SeqCst);
         }
-        (talk.latest, talk.at) = (from, Instant::now());
+        talk.latest = from;
     }
 }
 
