@@ -166,7 +166,7 @@ pub async fn rds_password(
 
 fn failure(error: &SdkError<GetSecretValueError>) -> Failure {
     let (is_passing, what) = match error {
-        SdkError::ServiceError(refusal) => {
+        SdkError::ServiceError(refusal) if !refusal.raw().status().is_success() => {
             // The messages name principals, actions and ARNs, and no secret.
             let code = error.code().unwrap_or("an unknown error");
             let message = error.message().unwrap_or("no message");
@@ -175,7 +175,9 @@ fn failure(error: &SdkError<GetSecretValueError>) -> Failure {
             (is_passing, format!(" refused with {code}: {message}"))
         }
         // Of an answer that cannot be read, nothing is shown: it may be the secret.
-        SdkError::ResponseError(_) => (true, "'s answer cannot be read".to_owned()),
+        SdkError::ServiceError(_) | SdkError::ResponseError(_) => {
+            (true, "'s answer cannot be read".to_owned())
+        }
         SdkError::DispatchFailure(_) => (true, format!(" cannot be reached: {}", chain(error))),
         error => (false, format!(" cannot be asked: {}", chain(error))),
     };

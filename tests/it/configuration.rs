@@ -130,6 +130,17 @@ fn variables_of_libpq_stand_in_for_what_the_url_leaves_out() {
         assert_eq!(count, 1, "{url}");
         function.stop();
     }
+    let nameless = [("DATABASE_URL", database.url()), ("PGAPPNAME", String::new())];
+    let nameless = nameless.each_ref().map(|(name, value)| (*name, value.as_str()));
+    let function = Function::start(&nameless);
+    assert_eq!(ask(&function).0, 200);
+    let names: Vec<String> = block_on(async {
+        let mut superuser = database.superuser().await;
+        let names = "SELECT application_name FROM pg_stat_activity WHERE usename = 'media_usage' AND datname = current_database()";
+        sqlx::query_scalar(names).fetch_all(&mut superuser).await.unwrap()
+    });
+    assert_eq!(names, ["synapse-media-usage"]);
+    function.stop();
 }
 
 #[test]

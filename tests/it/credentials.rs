@@ -4,6 +4,7 @@ use std::{
     io::Write,
     net::TcpListener,
     process::{Command, Stdio},
+    thread,
     time::{Duration, Instant, UNIX_EPOCH},
 };
 
@@ -24,6 +25,7 @@ use crate::support::{
     function::{Function, ask},
     iam::IamDatabase,
     project,
+    server::{Answer, Reply, Server},
 };
 
 /// What botocore's `generate_db_auth_token` makes of the same.
@@ -215,7 +217,8 @@ fn a_place_that_cannot_be_reached_is_looked_up_again() {
     assert_eq!(ask(&function).0, 503);
     secret.put(&right, TOKENS[1], "AWSCURRENT");
     assert_eq!(ask(&function).0, 200);
-    function.stop();
+    let log = function.stop();
+    assert!(log.contains("while connecting to 127.0.0.1:1\""), "{log}");
 }
 
 #[test]
@@ -238,6 +241,71 @@ fn a_username_that_saslprep_refuses_is_read_again_once_it_is_right() {
     let log = function.stop();
     assert!(log.contains("field `username` of the secret must be a name that SASLprep"), "{log}");
     assert!(!log.contains("p@ss") && !log.contains("panicked"), "{log}");
+}
+
+#[test]
+fn what_secrets_manager_says_passes_or_stays() {
+    let database = block_on(Database::of_conformance("synapse-94"));
+    let arn = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:media-AbCdEf";
+    let refusal = |status: u16, code: &str| {
+        let body = json!({"__type": code, "message": "hello"});
+        Answer::new(status, body.to_string()).with("Content-Type", "application/x-amz-json-1.1")
+    };
+    let text = full(&database, "media_usage", "p@ss/word");
+    let version = json!({"ARN": arn, "SecretString": text, "VersionStages": ["AWSCURRENT"]});
+    let binary = json!({"ARN": arn, "SecretBinary": "aHVudGVyMg=="});
+    let secret = |version: &Value| Reply::from(Answer::json(200, version));
+    let replies = [
+        (secret(&version), 200, ""),
+        (
+            refusal(500, "InternalServiceError").into(),
+            503,
+            "refused with InternalServiceError: hello",
+        ),
+        (
+            refusal(400, "ThrottlingException").into(),
+            503,
+            "refused with ThrottlingException: hello",
+        ),
+        (
+            refusal(400, "AccessDeniedException").into(),
+            500,
+            "refused with AccessDeniedException: hello",
+        ),
+        (
+            refusal(400, "InvalidRequestException").into(),
+            500,
+            "refused with InvalidRequestException",
+        ),
+        (Answer::new(200, "{\"SecretString\": \"hunter2").into(), 503, "'s answer cannot be read"),
+        (Reply::Cut(Answer::json(200, &version), 9), 503, "'s answer cannot be read"),
+        (Reply::Reset, 503, "Secrets Manager cannot be reached: "),
+        (secret(&binary), 500, "the secret is binary; it has to be text"),
+    ];
+    let ask = |(reply, status, cause): (Reply, u64, &str)| {
+        let server = Server::start_at("POST", "/", move |sent| {
+            if sent.header("x-amz-target") != ["secretsmanager.GetSecretValue"] {
+                return Err(format!("another action: {:?}", sent.headers));
+            }
+            let question: Value = serde_json::from_str(&sent.body).unwrap();
+            if question != json!({"SecretId": arn, "VersionStage": "AWSCURRENT"}) {
+                return Err(format!("another question: {question}"));
+            }
+            Ok(reply.clone())
+        });
+        let endpoint = format!("http://127.0.0.1:{}", server.port);
+        let function = Secret { endpoint, arn: arn.to_owned() }.start(&[]);
+        let answered = ask(&function).0;
+        let log = function.stop();
+        assert_eq!(answered, status, "{cause}: {log}");
+        assert!(log.contains(cause) && !log.contains("hunter2"), "{cause}: {log}");
+    };
+    // The SDK asks some of them again, and waits before.
+    thread::scope(|scope| {
+        for each in replies {
+            scope.spawn(|| ask(each));
+        }
+    });
 }
 
 #[test]

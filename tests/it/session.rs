@@ -235,6 +235,8 @@ fn each_failure_of_the_database_has_its_answer_and_ends_its_connection() {
         ("55P03", 503), // lock not available
         ("42501", 500), // insufficient privilege
         ("22012", 500), // data exception
+        ("28000", 500), // of a login, which is over
+        ("3D000", 500), // no such database
         ("P0001", 500), // raised
         ("XX000", 500), // internal error
     ] {
@@ -266,7 +268,7 @@ fn each_failure_of_the_database_has_its_answer_and_ends_its_connection() {
     }
     // Messages of classes that quote data are left out.
     let quoted = log.lines().filter(|line| line.contains("row content"));
-    for code in ["22012", "P0001", "XX000"] {
+    for code in ["22012", "28000", "3D000", "P0001", "XX000"] {
         assert!(log.contains(&format!("database error {code}")), "{log}");
         assert!(quoted.clone().all(|line| !line.contains(code)), "{log}");
     }
