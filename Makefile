@@ -49,8 +49,8 @@ ifeq ($(shell uname -s),Linux)
 test soak bench: export FUNCTION_BINARY = $(CURDIR)/.aws-sam/build/Function/bootstrap
 endif
 
-# Many tests wait for what does not answer, so twice as many of them at a time as there are cores.
-test: export RUST_TEST_THREADS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) * 2)))
+# Many tests wait for what does not answer, so three times as many of them at a time as there are cores.
+test: export RUST_TEST_THREADS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) * 3)))
 test: check lint build ## Run every check
 	@echo "== the bench, on data too small to tell anything"
 	cargo bench --profile dev --locked --bench bench -- --smoke
@@ -105,8 +105,8 @@ lint: style            ## Run the checks that read but do not run the code
 	@echo "== scripts, template, release, contract"
 	@$(call with,lint) $(MAKE) --no-print-directory --jobs=2 $(scripts)
 
-# Two at a time. Each finds the tools of the group "lint" in its PATH.
-scripts = shell-scripts template cloudformation sam release-scripts contract-scripts
+# Two at a time, the longest first. Each finds the tools of the group "lint" in its PATH.
+scripts = release-scripts contract-scripts sam cloudformation template shell-scripts
 .PHONY: $(scripts)
 $(scripts): export AWS_DEFAULT_REGION = eu-central-1
 $(scripts): export SAM_CLI_TELEMETRY = 0

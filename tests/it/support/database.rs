@@ -222,14 +222,25 @@ impl Database {
 
     /// A connection of the function's.
     pub async fn connection(&self) -> postgres::Connection {
-        let config = config(&self.url()).unwrap();
+        self.connection_to(&self.url()).await
+    }
+
+    async fn connection_to(&self, url: &str) -> postgres::Connection {
+        let config = config(url).unwrap();
         let connector = Connector::new(config.database, config.statement_timeout);
         connector.connect(NOW_MS, Instant::now() + Duration::from_secs(3)).await.unwrap()
     }
 
-    /// Its session, with the function's role and settings.
+    /// Its session, with the function's role and settings, over a Unix socket: what only asks many
+    /// questions need not encrypt them.
     pub async fn session(&self) -> PgConnection {
-        self.connection().await.session
+        let Cluster { socket_dir, port, .. } = self.cluster;
+        self.connection_to(&format!(
+            "postgres://media_usage@/{}?host={socket_dir}&port={port}",
+            self.name
+        ))
+        .await
+        .session
     }
 
     /// The process ids of the function's sessions.
