@@ -39,7 +39,11 @@ fn a_statement_is_cancelled_on_the_server_before_the_invocation_ends() {
         let body: Value = serde_json::from_str(answer["body"].as_str().unwrap()).unwrap();
         assert_eq!((&answer["statusCode"], &body["errcode"]), (&504.into(), &"M_UNKNOWN".into()));
         assert!(body["error"].as_str().unwrap().contains("took too long"), "{body}");
-        assert_eq!(statements(&database).await, 0);
+        // The server may take a moment, but not as long as until `statement_timeout`.
+        let patience = Instant::now() + Duration::from_secs(2);
+        while statements(&database).await > 0 {
+            assert!(Instant::now() < patience, "a statement outlives its invocation");
+        }
         lock.close().await.unwrap();
     });
     // What has cancelled it answers the next request.
