@@ -4,7 +4,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_config::{BehaviorVersion, Region, SdkConfig, retry::RetryConfig};
 use aws_sdk_secretsmanager::{
     config::{Credentials, ProvideCredentials},
     error::{ProvideErrorMetadata, SdkError},
@@ -118,7 +118,9 @@ async fn config(region: &str) -> SdkConfig {
     let ring = tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring);
     let client = aws_smithy_http_client::Builder::new().tls_provider(ring).build_https();
     let loader = aws_config::defaults(BehaviorVersion::latest()).http_client(client);
-    loader.region(Region::new(region.to_owned())).load().await
+    // Three tries fit into the timeout, so that the last refusal is logged and not the timeout.
+    let retry = RetryConfig::standard().with_initial_backoff(Duration::from_millis(200));
+    loader.retry_config(retry).region(Region::new(region.to_owned())).load().await
 }
 
 /// The text of a secret's version (Secrets Manager API reference, `GetSecretValue`).

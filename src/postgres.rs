@@ -326,7 +326,7 @@ impl Connector {
         let mut begin = Vec::new();
         if self.database.pooler {
             // The isolation level cannot be a setting here, because `SET LOCAL` comes too late for it.
-            // What is set is gone with the transaction.
+            // PostgreSQL drops these settings with the transaction.
             begin.push("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY".to_owned());
             let set = |(name, value): &_| format!("SET LOCAL {name} = {value}");
             begin.extend(self.settings.iter().map(set));

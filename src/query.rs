@@ -144,7 +144,7 @@ fn natural(parameter: &str, args: &Args) -> Result<Option<i64>, Error> {
     let beyond = if text.starts_with('-') { i64::MIN } else { i64::MAX };
     let number = text.replace('_', "").parse().unwrap_or(beyond);
     if !is_integer || number < 0 {
-        // What is an integer is refused for being negative.
+        // An integer is refused for being negative.
         return Err(Error::invalid_integer(parameter, is_integer));
     }
     Ok(Some(number))

@@ -136,7 +136,7 @@ impl Mas {
             Some((true, false)) if known_device_id.is_some() => Some(Error::TOKEN_NOT_ACTIVE),
             Some((true, _)) => None,
         };
-        // What is odd in the introspection is odd for the homeserver too.
+        // The homeserver takes an odd introspection for odd too.
         match (absent, &claim.owner) {
             (None, _) => drop(device_id?),
             (Some(_), Some(owner)) => {

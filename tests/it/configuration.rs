@@ -1,6 +1,9 @@
 //! The configuration as the process reads it, and where it is documented.
 
-use std::net::TcpListener;
+use std::{
+    net::TcpListener,
+    time::{Duration, Instant},
+};
 
 use proptest::prelude::*;
 use serde_json::Value;
@@ -134,12 +137,18 @@ fn variables_of_libpq_stand_in_for_what_the_url_leaves_out() {
     let nameless = nameless.each_ref().map(|(name, value)| (*name, value.as_str()));
     let function = Function::start(&nameless);
     assert_eq!(ask(&function).0, 200);
-    let names: Vec<String> = block_on(async {
-        let mut superuser = database.superuser().await;
-        let names = "SELECT application_name FROM pg_stat_activity WHERE usename = 'media_usage' AND datname = current_database()";
-        sqlx::query_scalar(names).fetch_all(&mut superuser).await.unwrap()
-    });
-    assert_eq!(names, ["synapse-media-usage"]);
+    let names = || -> Vec<String> {
+        block_on(async {
+            let mut superuser = database.superuser().await;
+            let names = "SELECT application_name FROM pg_stat_activity WHERE usename = 'media_usage' AND datname = current_database()";
+            sqlx::query_scalar(names).fetch_all(&mut superuser).await.unwrap()
+        })
+    };
+    // Those of the functions before may take a moment to end.
+    let patience = Instant::now() + Duration::from_secs(10);
+    while names() != ["synapse-media-usage"] {
+        assert!(Instant::now() < patience, "{:?}", names());
+    }
     function.stop();
 }
 

@@ -256,7 +256,7 @@ fn what_secrets_manager_says_passes_or_stays() {
     let binary = json!({"ARN": arn, "SecretBinary": "aHVudGVyMg=="});
     let secret = |version: &Value| Reply::from(Answer::json(200, version));
     let replies = [
-        (secret(&version), 200, ""),
+        (secret(&version), 200, "the request was answered"),
         (
             refusal(500, "InternalServiceError").into(),
             503,

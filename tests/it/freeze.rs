@@ -81,7 +81,7 @@ fn the_network_drops_the_idle_connection_of_a_stopped_process() {
                 let before = proxy.strikes();
                 proxy.strike(fault);
                 assert!(proxy.strikes() > before, "the function keeps no connection");
-                // The two ends are closed by then.
+                // So that, as a rule, the ends are closed when the process goes on.
                 thread::sleep(Duration::from_millis(100));
             });
         }

@@ -1,7 +1,10 @@
 //! The shape of the house: imports point one way, and the modules below the database know neither
 //! sockets nor Lambda.
 
-use std::fs;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use crate::support::{project, read};
 
@@ -20,9 +23,6 @@ const LEVELS: [&[&str]; 11] = [
     &["main"],
 ];
 
-/// Where sources are.
-const FOLDERS: [&str; 4] = ["src", "src/auth", "src/config", "src/postgres"];
-
 /// The functional core: their tests need nothing but values.
 const PURE: [&str; 6] = ["error", "grammar", "query", "page", "statement", "read_ahead"];
 
@@ -36,19 +36,16 @@ fn level(module: &str) -> usize {
 /// Module names and sources, without their tests.
 fn sources() -> Vec<(String, String)> {
     let mut sources = Vec::new();
-    for folder in FOLDERS {
-        for entry in fs::read_dir(project().join(folder)).unwrap() {
-            let path = entry.unwrap().path();
-            if path.extension().is_some_and(|extension| extension == "rs") {
-                let name = path.file_stem().unwrap().to_str().unwrap();
-                let module = folder.strip_prefix("src/").unwrap_or(name);
-                let source = fs::read_to_string(&path).unwrap();
-                let code = source.split("#[cfg(test)]").next().unwrap();
-                let code: String =
-                    code.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
-                sources.push((module.to_owned(), code));
-            }
-        }
+    let src = project().join("src");
+    for path in files(&src) {
+        // A file of a folder belongs to the folder's module.
+        let module = path.strip_prefix(&src).unwrap().with_extension("");
+        let module = module.iter().next().unwrap().to_str().unwrap();
+        let source = fs::read_to_string(&path).unwrap();
+        let code = source.split("#[cfg(test)]").next().unwrap();
+        let code: String =
+            code.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+        sources.push((module.to_owned(), code));
     }
     assert!(sources.len() > 12);
     sources
@@ -124,21 +121,24 @@ fn time_is_an_argument() {
     }
 }
 
+/// The files of a folder and of those in it that are Rust.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let files = entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] });
+    files.filter(|path| path.extension().is_some_and(|extension| extension == "rs")).collect()
+}
+
 #[test]
 fn a_room_is_small_and_so_is_the_house() {
     let mut all = 0;
-    for folder in FOLDERS {
-        for entry in fs::read_dir(project().join(folder)).unwrap() {
-            let path = entry.unwrap().path();
-            if path.extension().is_some_and(|extension| extension == "rs") {
-                let source = fs::read_to_string(&path).unwrap();
-                let code = source.split("\n#[cfg(test)]").next().unwrap().lines();
-                let code = code.map(str::trim).filter(|it| !it.is_empty() && !it.starts_with("//"));
-                let lines = code.count();
-                assert!(lines <= 360, "{} has {lines} lines of code", path.display());
-                all += lines;
-            }
-        }
+    for path in files(&project().join("src")) {
+        let source = fs::read_to_string(&path).unwrap();
+        let code = source.split("\n#[cfg(test)]").next().unwrap().lines();
+        let code = code.map(str::trim).filter(|it| !it.is_empty() && !it.starts_with("//"));
+        let lines = code.count();
+        let most = if path.ends_with("src/service.rs") { 190 } else { 360 };
+        assert!(lines <= most, "{} has {lines} lines of code", path.display());
+        all += lines;
     }
     assert!((1000..=2900).contains(&all), "{all}");
 }

@@ -7,9 +7,12 @@ use synapse_media_usage::{
     statement::{Shape, Statement},
 };
 
-use crate::{
-    statements::{bound, page, text},
-    support::{block_on, database::Database, documentation::block, read},
+use crate::support::{
+    block_on,
+    database::Database,
+    documentation::block,
+    read,
+    statement::{bound, page, text},
 };
 
 /// A scan that was really made: an arm of a choice that was not taken has none.

@@ -2,10 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use proptest::{
-    prelude::*,
-    test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
-};
+use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 use synapse_media_usage::{
     gateway::Event,
@@ -18,13 +15,8 @@ use crate::support::{
     conformance::assert_matrix_answer,
     database::Database,
     gateway::{GATEWAYS, Gateway},
-    now,
+    now, runner,
 };
-
-pub fn runner(cases: u32) -> TestRunner {
-    let config = Config { cases, failure_persistence: None, ..Config::default() };
-    TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &[3; 32]))
-}
 
 /// Parameters that this endpoint knows, with values near what it accepts, and any others.
 fn query_string() -> impl Strategy<Value = String> {

@@ -24,36 +24,17 @@ use synapse_media_usage::{
 use crate::support::{
     block_on,
     cases::{Case, cases},
-    database::{self, Database, SCHEMAS, cluster},
+    database::{Database, SCHEMAS, cluster},
     documentation::block,
     project,
+    statement::{bound, page, text},
 };
-
-/// What is sent of a statement for the usual schema.
-pub fn text(statement: Statement) -> String {
-    statement.in_schema("public")
-}
-
-/// The same of the statement for a page.
-pub fn page(shape: Shape) -> String {
-    text(Statement::page(shape))
-}
 
 /// What a page statement answers.
 #[derive(Debug, PartialEq)]
 struct Answer {
     total: i64,
     users: Vec<UserMedia>,
-}
-
-/// A page statement with the parameters of a query, as the function binds them.
-pub fn bound<'q>(
-    sql: &'q str,
-    query: &'q MediaUsageQuery,
-) -> sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments> {
-    database::bound(sql, query)
-        .bind(query.order_by.as_str())
-        .bind(query.dir == Direction::Backwards)
 }
 
 /// Runs a text as the function does.

@@ -16,18 +16,16 @@ use synapse_media_usage::{
     statement::{Shape, Statement},
 };
 
-use crate::{
-    properties::runner,
-    statements::bound,
-    support::{
-        NOW_MS, block_on,
-        cases::request,
-        conformance,
-        database::Database,
-        function::Function,
-        gateway::Gateway,
-        proxy::{Fault, Place, Plan, Proxy, Side},
-    },
+use crate::support::{
+    NOW_MS, block_on,
+    cases::request,
+    conformance,
+    database::Database,
+    function::Function,
+    gateway::Gateway,
+    proxy::{Fault, Place, Plan, Proxy, Side},
+    runner,
+    statement::bound,
 };
 
 /// A database of so many users, each with a file whose length and age grow with the user id.

@@ -13,7 +13,6 @@ use sqlx::{Connection, PgConnection, postgres::PgConnectOptions};
 use synapse_media_usage::{
     config::Config,
     postgres::{self, Connector},
-    query::MediaUsageQuery,
     service::Service,
 };
 use tokio::sync::{Mutex, OnceCell};
@@ -309,17 +308,4 @@ pub async fn lock(database: &Database, table: &str) -> PgConnection {
     let mut superuser = database.superuser().await;
     sqlx::raw_sql(&format!("BEGIN; LOCK {table}")).execute(&mut superuser).await.unwrap();
     superuser
-}
-
-/// A text with the page, the window and the term of a query, as the function binds them.
-pub fn bound<'q>(
-    sql: &'q str,
-    query: &'q MediaUsageQuery,
-) -> sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments> {
-    sqlx::query(sql)
-        .bind(query.limit)
-        .bind(query.from)
-        .bind(query.after)
-        .bind(query.until)
-        .bind(query.search_term.as_ref().map(|term| &term.0))
 }

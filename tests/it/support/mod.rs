@@ -19,6 +19,7 @@ pub mod proxy;
 pub mod reverse_proxy;
 pub mod server;
 pub mod snapshot;
+pub mod statement;
 pub mod tls;
 
 use std::{
@@ -29,6 +30,7 @@ use std::{
     time::Duration,
 };
 
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::runtime::{Builder, Runtime};
@@ -43,6 +45,12 @@ pub fn block_on<T>(future: impl Future<Output = T>) -> T {
             Builder::new_current_thread().enable_all().build().unwrap();
     }
     RUNTIME.with(|runtime| runtime.block_on(future))
+}
+
+/// Makes so many random cases, the same in every run.
+pub fn runner(cases: u32) -> TestRunner {
+    let config = Config { cases, failure_persistence: None, ..Config::default() };
+    TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &[3; 32]))
 }
 
 /// The project's folder.
