@@ -123,7 +123,7 @@ impl Connector {
     /// Asks `question` on the idle connection or on a new one, within the time that the invocation
     /// has. A connection that breaks, and a replica that cancels what stands in the way of
     /// replication, is asked once more on a new connection, because all that is asked is a question.
-    /// What is given up is cancelled on the server.
+    /// The connector cancels on the server what it gives up.
     ///
     /// The question finds a transaction that only reads, with the session's settings: through a
     /// pooler one of its own, else that of each statement. The answer can also be an error of

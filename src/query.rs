@@ -135,7 +135,7 @@ fn search_term(bytes: &[u8]) -> Result<Hidden<String>, Error> {
 /// with single `_` between them. What PostgreSQL's `bigint` cannot hold counts as 2^63-1 (D4).
 fn natural(parameter: &str, args: &Args) -> Result<Option<i64>, Error> {
     let Some(value) = args.get(parameter) else { return Ok(None) };
-    // What is not UTF-8 is no integer either.
+    // Bytes that are not UTF-8 are no integer either.
     let text = str::from_utf8(value).unwrap_or_default();
     let text = text.trim_matches([' ', '\t', '\n', '\r', '\x0b', '\x0c']);
     let digits = text.strip_prefix(['+', '-']).unwrap_or(text);

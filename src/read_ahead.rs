@@ -319,7 +319,7 @@ mod tests {
         );
         assert_eq!(Walker::new(60, [10, 40], 100, 1).walk("", 5), 2 + 3);
         assert_eq!(Walker::new(60, [10, 40], 100, 1).walk("", 7), 2 + 3);
-        // What the first page leaves is less than a page.
+        // The first page leaves less than a page.
         assert_eq!(Walker::new(60, [10, 40], 12, 1).walk("", 10), 2);
         assert_eq!(Walker::new(0, [10, 40], 100, 1).walk("", 5), 20);
     }

@@ -18,9 +18,9 @@ const MOST_QUESTIONS: i64 = 10;
 /// After how long another question may be asked, in ms.
 const MS_A_QUESTION: i64 = 1000;
 
-/// What speaks of a token or its user, and is passed on (spec: client-server API, "Common error
-/// codes"; `synapse/api/errors.py`). Clients delete a token that is refused by any other errcode too,
-/// so a refusal that does not speak of it must not reach them.
+/// Errcodes that speak of a token or its user, and that callers get (spec: client-server API,
+/// "Common error codes"; `synapse/api/errors.py`). Clients delete a token that is refused by any
+/// other errcode too, so a refusal that does not speak of it must not reach them.
 const REFUSALS: [&str; 6] = [
     "M_UNKNOWN_TOKEN",
     "M_USER_LOCKED",

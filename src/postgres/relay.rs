@@ -76,7 +76,7 @@ async fn relay(listener: TcpListener, server: impl AsyncRead + AsyncWrite) -> io
     let mut codec = LengthDelimitedCodec::builder();
     codec.length_field_offset(1).length_adjustment(1).num_skip(0);
     let messages = codec.max_frame_length(LONGEST_MESSAGE - 1).new_read(from_server);
-    // Whatever ends them, what came before is passed on.
+    // Whatever ends them, the relay passes on what came before.
     let answers = messages.take_while(|message| {
         let is_too_long = match message {
             Ok(it) => said.fetch_add(it.len(), Relaxed) + it.len() > LONGEST_ANSWER,

@@ -409,7 +409,7 @@ fn a_script_writes_metrics_for_prometheus() {
         assert_eq!(run(start, token), "failed\n");
         assert_eq!(written().unwrap(), expected);
     }
-    // What the panels ask for is what is written.
+    // The panels ask for what the script writes.
     let page = read("docs/clients.md");
     for query in [
         "`synapse_media_usage_bytes`",

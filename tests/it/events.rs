@@ -94,7 +94,7 @@ fn hostile_events_are_survived() {
         if let Ok(response) = function.invoke(&event) {
             assert_matrix_answer(&response, &event);
         } else {
-            // What is no JSON is no event that any gateway sends.
+            // Every gateway sends JSON.
             let json = serde_json::from_slice::<Value>(&event);
             assert!(json.is_err(), "{}", String::from_utf8_lossy(&event));
             not_json += 1;

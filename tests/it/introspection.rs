@@ -532,7 +532,7 @@ fn an_introspection_is_remembered_as_long_as_it_may_be_and_no_longer() {
         assert_is(&outcome, "401 M_UNKNOWN_TOKEN false Token is not active", "past its end");
         mas.asked();
 
-        // What failed is not remembered, nor is what a clock says that was set back since.
+        // The function remembers no failure, and nothing from before its clock was set back.
         mas.knows("mat_d", Answer::new(500, ""));
         assert_eq!(asked_at("mat_d", 0).await, (503, 1));
         mas.knows("mat_d", introspected(&json!({})));

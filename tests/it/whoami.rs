@@ -188,8 +188,8 @@ fn the_homeserver_names_the_user_and_the_replica_says_what_they_may() {
         let behind = "503 M_UNKNOWN - ...";
         let no_admin = "403 M_FORBIDDEN - You are not a server admin";
         let odd = "400 M_INVALID_PARAM - Expected UserID string to start with '@'";
-        // What the replica says against a login that the homeserver vouches for is old. The sender of
-        // an application service has no device, and is judged by the replica.
+        // Against a login that the homeserver vouches for, the replica's word is old. The replica
+        // judges the sender of an application service, who has no device.
         for (user_id, of_login, of_service) in [
             ("@admin:example.com", "200", "200"),
             ("@remoteadmin:other.example", "200", "200"),
