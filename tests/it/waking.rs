@@ -169,3 +169,17 @@ fn a_walk_s_page_waits_beyond_the_half_of_its_time_that_reading_ahead_has() {
     // On a new connection in place of the one that broke, and on another for the page alone.
     assert_eq!((&line["retries"], &line["read_ahead"]), (&2.into(), &Value::Null), "{log}");
 }
+
+#[test]
+fn a_database_that_fell_asleep_between_requests_is_503_however_little_time_there_is() {
+    let database = block_on(Database::of_conformance("synapse-94"));
+    let proxy = Proxy::start();
+    let function = start(&proxy.url(&database));
+    assert_eq!(page(&function, 0, Duration::from_secs(10)), 200);
+    proxy.plan(ASLEEP);
+    proxy.strike(Fault::Reset);
+    // Less than connecting may take: no statement is under way any more.
+    assert_eq!(page(&function, 0, Duration::from_secs(3)), 503);
+    let log = function.stop();
+    assert!(log.contains("connecting took too long"), "{log}");
+}
