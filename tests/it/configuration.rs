@@ -1,9 +1,6 @@
 //! The configuration as the process reads it, and where it is documented.
 
-use std::{
-    net::TcpListener,
-    time::{Duration, Instant},
-};
+use std::net::TcpListener;
 
 use proptest::prelude::*;
 use serde_json::Value;
@@ -108,6 +105,13 @@ fn variables_of_libpq_stand_in_for_what_the_url_leaves_out() {
     let place = [("PGHOST", "127.0.0.1"), ("PGPORT", &port), ("PGDATABASE", &database.name)];
     let login = [("PGUSER", "media_usage"), ("PGPASSWORD", "p@ss/word")];
     let name = [("PGAPPNAME", "of the environment")];
+    let sessions = |name: &str| -> i64 {
+        let sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1 AND datname = current_database()";
+        block_on(async {
+            let mut superuser = database.superuser().await;
+            sqlx::query_scalar(sessions).bind(name).fetch_one(&mut superuser).await.unwrap()
+        })
+    };
     let in_url =
         format!("postgres://u:p@/x?user=media_usage&password=p%40ss/word&dbname={}", database.name);
     for (url, variables) in [
@@ -124,31 +128,12 @@ fn variables_of_libpq_stand_in_for_what_the_url_leaves_out() {
     ] {
         let function = Function::start(&[&[("DATABASE_URL", url)], &variables[..]].concat());
         assert_eq!(ask(&function).0, 200, "{url}");
-        let sessions =
-            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'of the environment'";
-        let count: i64 = block_on(async {
-            let mut superuser = database.superuser().await;
-            sqlx::query_scalar(sessions).fetch_one(&mut superuser).await.unwrap()
-        });
-        assert_eq!(count, 1, "{url}");
+        assert_eq!(sessions("of the environment"), 1, "{url}");
         function.stop();
     }
-    let nameless = [("DATABASE_URL", database.url()), ("PGAPPNAME", String::new())];
-    let nameless = nameless.each_ref().map(|(name, value)| (*name, value.as_str()));
-    let function = Function::start(&nameless);
+    let function = Function::start(&[("DATABASE_URL", &database.url()), ("PGAPPNAME", "")]);
     assert_eq!(ask(&function).0, 200);
-    let names = || -> Vec<String> {
-        block_on(async {
-            let mut superuser = database.superuser().await;
-            let names = "SELECT application_name FROM pg_stat_activity WHERE usename = 'media_usage' AND datname = current_database()";
-            sqlx::query_scalar(names).fetch_all(&mut superuser).await.unwrap()
-        })
-    };
-    // Those of the functions before may take a moment to end.
-    let patience = Instant::now() + Duration::from_secs(10);
-    while names() != ["synapse-media-usage"] {
-        assert!(Instant::now() < patience, "{:?}", names());
-    }
+    assert_eq!(sessions("synapse-media-usage"), 1);
     function.stop();
 }
 

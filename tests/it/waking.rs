@@ -25,7 +25,7 @@ const LONG: Duration = Duration::from_millis(3500);
 /// Shorter than what counts as a long connect, and twice as much is longer.
 const NOT_LONG: Duration = Duration::from_millis(2500);
 
-/// Status and log's cause of a request for a page, `from` there, that has so much time.
+/// The status of a request for a page, `from` there, that has so much time.
 fn page(function: &Function, from: u32, within: Duration) -> Value {
     let case = request(Some(&format!("limit=1&from={from}")));
     let event = Gateway::HttpApi.event(&case).unwrap().to_string();
